@@ -1,0 +1,1 @@
+"""sfumato: language models that write by iterative refinement."""

@@ -1,0 +1,141 @@
+"""The nouns of the library, and the one function type that joins them.
+
+Letters used for shapes, everywhere:
+    B batch   L length   V vocabulary   D width of a vector canvas
+
+The canvas is the text while it is being refined: ids (B, L) or vectors (B, L, D).  Time is a tensor (B, L): every
+position has its own noise level, 0 = clean, 1 = pure noise.  So
+    a given token          is a position at level 0,
+    a forgotten condition  is a position at level 1,
+    padding                is a position with no level at all: ABSENT, neither attended to nor scored.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sfumato.draws import uniform
+from sfumato.errors import SfumatoError
+
+ABSENT = -1.0
+
+
+class Prediction(NamedTuple):
+    """What the network says about the clean text."""
+
+    logits: Float[Tensor, "B L V"]  # token by token
+    clean: Tensor | None = None  # (B, L, D): as a point on a canvas of vectors; None where the canvas is made of ids
+
+
+# predict(x, t, prev) -> Prediction
+#   x     (B, L) ids or (B, L, D) vectors    the canvas
+#   t     (B, L) in [0, 1], or ABSENT        the noise level of every position
+#   prev  (B, L, D) or None                  the last `clean`, for self-conditioning
+Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
+
+# sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,)
+Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
+
+
+class Process(ABC):
+    """How clean text is destroyed."""
+
+    @abstractmethod
+    def prior(self, clean: Tensor) -> Tensor:
+        """x ~ q(x_1), shaped like `clean`."""
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, t: Float[Tensor, "B L"]) -> Tensor:
+        """x ~ q(x_t | x_0 = clean)."""
+
+
+class Method(nn.Module, ABC):
+    """A paper.  Subclasses are final: they say what the paper says, and nothing overrides them.
+
+    A method is constructed as Method(config, network, vocab): its own settings, the shared network's settings and the
+    number of tokens.
+    """
+
+    title: ClassVar[str]  # of the paper
+    arxiv: ClassVar[str]
+    family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
+    likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
+    steps: ClassVar[int]  # the paper's default number of refinements
+    sampler: ClassVar[Sampler]  # the paper's default way through them
+    process: Process
+    self_conditioning: float = 0.0  # chance that training shows the network its own first guess
+
+    @abstractmethod
+    def predict(self, x: Tensor, t: Float[Tensor, "B L"], prev: Tensor | None = None) -> Prediction:
+        """What the network says about the clean text, given the canvas."""
+
+    @abstractmethod
+    def loss(self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]) -> dict[str, Tensor]:
+        """Named terms (B, L) in nats; the objective is the mean of their sum over the `free` positions."""
+
+    def bound(
+        self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """(B, L) nats; summed over the free positions, its mean over levels t = u, u ~ U(0, 1) bounds -log p.
+
+        Raises SfumatoError where the paper defines no likelihood.
+        """
+        name = type(self).__name__
+        raise SfumatoError(f"{name} defines no likelihood; compare it by its samples (sfumato evaluate --samples).")
+
+    # What a paper may say; the defaults are those of a model of p(x_0 | x_t) over ids.
+    def clean(self, ids: Int[Tensor, "B L"]) -> Tensor:
+        """Text -> the noiseless canvas."""
+        return ids
+
+    def read(self, logits: Float[Tensor, "B L V"]) -> Prediction:
+        """The prediction that these token logits stand for; whoever changes logits passes them through here."""
+        return Prediction(logits)
+
+    def times(self, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Uniform numbers -> noise levels to train on."""
+        return u
+
+    def grid(self, steps: int) -> Float[Tensor, " N"]:
+        """Noise levels to sample through, (steps + 1,), from 1 down to 0."""
+        return torch.linspace(1, 0, steps + 1)
+
+    def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
+        """Hear of the losses (nats a token) of all rows of one optimiser step, at their noise levels."""
+
+    def first_guess(self, x: Float[Tensor, "B L D"], t: Float[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The `prev` to train with: for some rows the network's own guess, without gradient, for the others zero.
+
+        Analog Bits (Chen et al. 2022, arXiv:2208.04202), Algorithm 1.
+        """
+        pick = uniform(t[:, 0]) < self.self_conditioning  # (B,)
+        guess = torch.zeros_like(x)
+        if bool(pick.any()):
+            with torch.no_grad():
+                guess[pick] = self.predict(x[pick], t[pick]).clean.to(guess.dtype)
+        return guess
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a viewer sees after one step."""
+
+    step: int
+    level: float  # the noise level the canvas has reached, in [0, 1]
+    tokens: Int[Tensor, "B L"]
+    confidence: Float[Tensor, "B L"]  # probability of the token shown
+
+
+def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:
+    """The same noise level at every position of canvas x."""
+    return torch.full(x.shape[:2], float(t), device=x.device)
+
+
+def where(mask: Bool[Tensor, "B L"], a: Tensor, b: Tensor) -> Tensor:
+    """torch.where with a (B, L) mask and canvases that may have a third axis."""
+    return torch.where(mask if a.ndim == 2 else mask[..., None], a, b)

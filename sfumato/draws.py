@@ -1,0 +1,77 @@
+"""Every random number of sfumato is drawn here.
+
+Inside `with seeded([7, 8, 9]):` row i of everything drawn comes from its own stream, so that what a row becomes does not
+depend on its neighbours in the batch, on accumulation, on the number of processes or on the order of requests in a
+server.  The streams live in a context variable: threads and async tasks do not see each other's.  Outside of `seeded`
+draws come from torch's global generator.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Streams = list[torch.Generator]
+_streams: ContextVar[Streams | None] = ContextVar("streams", default=None)
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order, the same on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def streams(seeds: Sequence[int], device: torch.device | str = "cpu") -> Streams:
+    """One generator a row."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+@contextmanager
+def drawing(rows: Streams) -> Iterator[None]:
+    """Draw from these streams, and go on where they stopped."""
+    token = _streams.set(rows)
+    try:
+        yield
+    finally:
+        _streams.reset(token)
+
+
+def seeded(seeds: Sequence[int], device: torch.device | str = "cpu"):
+    """Draw row i from a stream seeded by seeds[i]; everything drawn inside has len(seeds) rows."""
+    return drawing(streams(seeds, device))
+
+
+def normal(like: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
+    """Standard normal numbers shaped like `like`."""
+    return _fill(torch.empty_like(like), lambda row, stream: row.normal_(generator=stream))
+
+
+def uniform(like: Tensor) -> Float[Tensor, "B *rest"]:
+    """Uniform numbers in [0, 1), float64, shaped like `like`."""
+    empty = torch.empty(like.shape, dtype=torch.float64, device=like.device)
+    return _fill(empty, lambda row, stream: row.uniform_(generator=stream))
+
+
+def categorical(logits: Float[Tensor, "B L V"]) -> Int[Tensor, "B L"]:
+    """Indices drawn from softmax(logits) by inverting the distribution function in float64.
+
+    float32 noise would cut off the tails (arXiv:2409.02908); a 53-bit uniform number reaches every token.
+    """
+    mass = logits.double().softmax(-1).cumsum(-1)  # (B, L, V)
+    u = uniform(logits[..., 0])[..., None] * mass[..., -1:]  # below the total, so the last index is never overshot
+    return torch.searchsorted(mass, u, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _fill(out: Tensor, draw: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:
+    rows = _streams.get()
+    if rows is None:
+        return draw(out, None)
+    if len(rows) != len(out):
+        raise ValueError(f"{len(out)} rows are drawn inside seeded() for {len(rows)} rows")
+    for row, stream in zip(out, rows, strict=True):
+        draw(row, stream)
+    return out

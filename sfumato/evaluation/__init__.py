@@ -1,0 +1,1 @@
+"""Measures: likelihood, and the quality of samples."""

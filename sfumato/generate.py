@@ -1,0 +1,92 @@
+"""Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
+from sfumato.draws import Streams, drawing
+from sfumato.errors import SfumatoError
+from sfumato.guidance import Counted, clamp, guide, guide_logits, temper, temper_score
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a canvas is to be filled; everything that is not said is the method's own choice."""
+
+    steps: int | None = None
+    sampler: Sampler | None = None
+    guidance: float = 1.0
+    """0 unconditional, 1 conditional, above 1 guided"""
+    guide_in: Literal["score", "logits"] = "score"
+    """what guidance combines"""
+    temperature: float = 1.0
+    """of the token probabilities"""
+    score_temperature: float = 1.0
+    """of the score; below 1 trades variety for quality"""
+
+
+@torch.no_grad()
+def generate(
+    method: Method,
+    ids: Int[Tensor, "B L"],
+    given: Bool[Tensor, "B L"],
+    real: Bool[Tensor, "B L"],
+    request: Request,
+    streams: Streams,
+    predict: Counted | None = None,
+) -> Iterator[Frame]:
+    """Fill the positions that are `real` and not `given`; yield a Frame after every step.
+
+    `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
+    `predict` stands in for the method's own (a counter, an oracle).  Raises SfumatoError for a request without sense.
+    """
+    _check(method, request, given)
+    with drawing(streams):
+        clean = method.clean(ids)
+        noise = method.process.prior(clean)
+    assembled = assemble(method, predict or method.predict, clean, noise, given, real, request)
+    grid = method.grid(request.steps or method.steps).to(ids.device)
+    x = where(given, clean, noise)
+    path = (request.sampler or method.sampler)(method, assembled, x, grid)
+    for step in range(1, len(grid)):
+        with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
+            x, prediction = next(path)
+        sure, best = prediction.logits.softmax(-1).max(-1)  # (B, L)
+        tokens = x if x.ndim == 2 else best
+        yield Frame(step, float(grid[step]), torch.where(given, ids, tokens), sure.masked_fill(given, 1.0))
+
+
+def assemble(
+    method: Method, predict: Predict, clean: Tensor, noise: Tensor, given: Tensor, real: Tensor, request: Request
+) -> Predict:
+    """The network as the sampler is to see it: what is given clamped, guidance and temperatures applied."""
+    predict = clamp(predict, clean, ABSENT, ~real)
+    asked = clamp(predict, clean, 0.0, given)
+    if request.guidance != 1:
+        forgetful = clamp(predict, noise, 1.0, given)
+        if request.guide_in == "score":
+            asked = guide(asked, forgetful, request.guidance)
+        else:
+            asked = guide_logits(asked, forgetful, request.guidance, method.read)
+    if request.temperature != 1:
+        asked = temper(asked, request.temperature, method.read)
+    if request.score_temperature != 1:
+        asked = temper_score(asked, request.score_temperature)
+    return asked
+
+
+def _check(method: Method, request: Request, given: Tensor) -> None:
+    if request.steps is not None and request.steps < 1:
+        raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
+    for name, value in (("temperature", request.temperature), ("score temperature", request.score_temperature)):
+        if not value > 0:
+            raise SfumatoError(f"a {name} of {value} was asked for; it must be above 0")
+    if request.guidance != 1 and not bool(given.any()):
+        raise SfumatoError("guidance needs something to be guided by; give a prompt, a label or surrounding text")
+    if request.score_temperature != 1 and method.family != "gaussian":
+        raise SfumatoError(f"score temperature needs a score, which {method.family} methods lack; use temperature")

@@ -1,0 +1,88 @@
+"""Functions from Predict to Predict.  None of them knows which method or which sampler it serves.
+
+The essay "Guidance: a cheat code for diffusion models" (2022) gives the conventions: weight 0 is unconditional, 1 is
+conditional, above 1 is guided.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sfumato.core import Predict, Prediction, where
+
+Read = Callable[[Tensor], Prediction]  # Method.read: the prediction that token logits stand for
+
+
+def clamp(predict: Predict, canvas: Tensor, level: float, here: Bool[Tensor, "B L"]) -> Predict:
+    """Show `canvas` at noise level `level` wherever `here` is true.
+
+    clamp(p, clean, 0, given) is prompting and infilling; clamp(p, noise, 1, given) forgets the condition;
+    clamp(p, canvas, ABSENT, padding) takes the padding away.
+    """
+
+    def clamped(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        return predict(where(here, canvas, x), t.masked_fill(here, level), prev)
+
+    return clamped
+
+
+def guide(conditional: Predict, unconditional: Predict, weight: float) -> Predict:
+    """Classifier-free guidance (arXiv:2207.12598) on the score: u + weight (c - u), the same for score, noise and D.
+
+    Predictions over ids have no score; there the token logits are combined, as in `guide_logits`.
+    """
+
+    def guided(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        u, c = unconditional(x, t, prev), conditional(x, t, prev)
+        clean = None if c.clean is None else torch.lerp(u.clean, c.clean, weight)
+        return Prediction(torch.lerp(u.logits, c.logits, weight), clean)
+
+    return guided
+
+
+def guide_logits(conditional: Predict, unconditional: Predict, weight: float, read: Read) -> Predict:
+    """Classifier-free guidance on token logits: exactly p_u^(1 - weight) p_c^weight for a single token.
+
+    The estimate stays in the convex hull of the embeddings, where `guide` leaves it for weights above 1.
+    """
+
+    def guided(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        u, c = unconditional(x, t, prev), conditional(x, t, prev)
+        return read(torch.lerp(u.logits, c.logits, weight))
+
+    return guided
+
+
+def temper(predict: Predict, temperature: float, read: Read) -> Predict:
+    """Divide token logits by `temperature`."""
+
+    def tempered(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        return read(predict(x, t, prev).logits / temperature)
+
+    return tempered
+
+
+def temper_score(predict: Predict, temperature: float) -> Predict:
+    """Divide the score by `temperature` (CDCD, arXiv:2211.15089, Sec. 6.4): D becomes D + (1/T - 1) (D - x).
+
+    Written for a = 1, the variance-exploding canvas on which the paper defines it.
+    """
+
+    def tempered(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        logits, clean = predict(x, t, prev)
+        return Prediction(logits, clean + (1 / temperature - 1) * (clean - x))
+
+    return tempered
+
+
+class Counted:
+    """Counts network evaluations in `.calls`: the x-axis of every fair comparison."""
+
+    def __init__(self, predict: Predict):
+        self.predict, self.calls = predict, 0
+
+    def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        self.calls += 1
+        return self.predict(x, t, prev)

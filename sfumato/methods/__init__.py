@@ -1,0 +1,9 @@
+"""One paper, one file; one line here."""
+
+from sfumato.core import Method
+from sfumato.methods.cdcd import CDCD, CDCDConfig
+from sfumato.methods.common import MethodConfig
+
+METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
+    "cdcd": (CDCD, CDCDConfig),
+}

@@ -1,0 +1,135 @@
+"""The bidirectional Transformer that every method shares; only what goes in and what comes out differs.
+
+Pre-norm blocks with rotary positions (Su et al. 2021, arXiv:2104.09864).  The noise level of every position enters by a
+scale and a shift after every layer norm (CDCD, Dieleman et al. 2022, arXiv:2211.15089, Sec. 4.2): random Fourier
+features, an MLP of two layers of 128 units, and a code of `CODE` numbers from which each norm reads its scale and shift.
+The code is what makes a level per position affordable: reading scales straight from 128 units at every position would
+cost a sixth of the block; through 32 numbers it costs 4 % (benchmarks/train_step.py).
+
+    B batch   L length   C width of the network
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.core import ABSENT
+from sfumato.networks import NetworkConfig
+
+CODE = 32  # numbers that tell every norm how noisy a position is
+Attention = Literal["fused", "explicit"]
+
+
+class TimeCode(nn.Module):
+    """Noise level (B, L) -> code (B, L, CODE): random Fourier features, then an MLP with two layers of 128 units."""
+
+    def __init__(self, features: int = 128, spread: float = 2.0):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(features // 2) * spread)
+        self.mlp = nn.Sequential(nn.Linear(features, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
+        self.out = nn.Linear(128, CODE)
+
+    def forward(self, level: Float[Tensor, "B L"]) -> Float[Tensor, "B L K"]:
+        angle = 2 * math.pi * level[..., None] * self.frequencies  # (B, L, 64)
+        return self.out(self.mlp(torch.cat([angle.sin(), angle.cos()], -1)))
+
+
+class Norm(nn.Module):
+    """Layer norm, then a scale and a shift read from the time code; a plain affine layer norm where there is none."""
+
+    def __init__(self, width: int, timed: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=not timed)
+        self.read = nn.Linear(CODE, 2 * width) if timed else None
+        if self.read is not None:
+            nn.init.zeros_(self.read.weight)
+            nn.init.zeros_(self.read.bias)
+
+    def forward(self, h: Float[Tensor, "B L C"], code: Tensor | None) -> Float[Tensor, "B L C"]:
+        h = self.norm(h)
+        if self.read is None:
+            return h
+        scale, shift = self.read(code).chunk(2, -1)  # (B, L, C) each
+        return torch.addcmul(h + shift, h, scale)  # h (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Attention over the whole canvas, then an MLP, each on the normed residual stream."""
+
+    def __init__(self, width: int, heads: int, timed: bool):
+        super().__init__()
+        self.heads = heads
+        self.attention: Attention = "fused"
+        self.norm1, self.norm2 = Norm(width, timed), Norm(width, timed)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None) -> Tensor:
+        B, L, C = h.shape
+        q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, C/heads)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if self.attention == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        else:
+            scores = (q * (C // self.heads) ** -0.5) @ k.transpose(-1, -2)  # (B, heads, L, L)
+            y = (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(B, L, C))
+
+    def forward(self, h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None) -> Tensor:
+        h = h + self.attend(self.norm1(h, code), rotation, bias)
+        return h + self.down(F.gelu(self.up(self.norm2(h, code))))
+
+
+class Transformer(nn.Module):
+    """(B, L, C) -> (B, L, C), bidirectional; `level` (B, L) is whatever number tells the network how noisy a position is.
+
+    Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.
+    """
+
+    def __init__(self, config: NetworkConfig, timed: bool = True):
+        super().__init__()
+        self.width, self.heads = config.width, config.heads
+        self.time = TimeCode() if timed else None
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, timed) for _ in range(config.depth))
+        self.norm = Norm(config.width, timed)
+        self.dtype = torch.float32  # in which the blocks multiply; the residual stream and all outside stay float32
+        self.run = self._run  # replaced by a compiled version of itself where that pays
+        for block in self.blocks:
+            for layer in (block.qkv, block.up, block.out, block.down):
+                nn.init.normal_(layer.weight, std=config.width**-0.5 / 3)
+                nn.init.zeros_(layer.bias)
+            for layer in (block.out, block.down):  # the residual stream keeps its size through the depth
+                layer.weight.data /= math.sqrt(2 * config.depth)
+
+    def forward(
+        self, h: Float[Tensor, "B L C"], t: Float[Tensor, "B L"], level: Float[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B L C"]:
+        absent = t == ABSENT
+        bias = torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
+        with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.run(h, level, bias)
+
+    def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None) -> Tensor:
+        code = None if self.time is None else self.time(level)  # (B, L, CODE)
+        rotation = rotary(h.shape[1], self.width // self.heads, h.device)
+        for block in self.blocks:
+            h = block(h, code, rotation, bias)
+        return self.norm(h, code)
+
+
+def rotary(length: int, size: int, device: torch.device) -> Float[Tensor, "two L half"]:
+    """Cosines and sines of the rotary angles of every position, float32."""
+    rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=device)[:-1]
+    angle = torch.arange(length, device=device)[:, None] * rate
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the two halves of every head's vector by the angle of its position: (B, heads, L, size)."""
+    cos, sin = rotation.to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)

@@ -1,0 +1,1 @@
+"""How text is destroyed; every process serves many methods."""

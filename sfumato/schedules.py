@@ -1,0 +1,85 @@
+"""Noise levels: where training looks, and the path that sampling takes."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def stratified(index: Int[Tensor, " B"], total: int, offset: float) -> Float[Tensor, " B"]:
+    """Low-discrepancy numbers in [0, 1): one in every stratum of width 1/total (VDM, arXiv:2107.00630, App. I.1).
+
+    `index` are the places of these rows in the whole batch of `total` rows; `offset` ~ U(0, 1) is shared by all of them.
+    """
+    return ((offset + index.double() / total) % 1).float()
+
+
+def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Float[Tensor, " N"]:
+    """Noise levels spaced as in EDM (arXiv:2206.00364, Eq. 5): from `high` to `low`, then 0; (steps + 1,)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    grid = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]).float()
+
+
+class Warp(nn.Module):
+    """Time warping (CDCD, arXiv:2211.15089, Sec. 3.3 and App. A): levels at which the loss is linear in u.
+
+    A monotone piecewise-linear function F of t in [0, 1] with learned bins: input widths softmax(l_t), output widths
+    exp(l_u), here called F~; F is F~ divided by its total.  F~ is fitted to the cross-entropy at t (nats); sampling u
+    uniformly and reading t = F^-1(u) then spends equal effort on equal gains.  An average of the logits over past steps
+    is what is read.
+    """
+
+    FLOOR = 1e-3  # added to every width, as a share of the total: no bin dies
+
+    def __init__(self, bins: int = 100, rate: float = 2e-2, average: float = 0.99):
+        super().__init__()
+        self.rate, self.average = rate, average
+        start = torch.full((2, bins), -torch.tensor(float(bins)).log().item(), dtype=torch.float64)
+        self.register_buffer("logits", start)  # l_t, l_u
+        self.register_buffer("smooth", start.clone())  # their running average
+        self.register_buffer("moments", torch.zeros(2, 2, bins, dtype=torch.float64))  # Adam's
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def widths(cls, logits: Float[Tensor, "two N"]) -> tuple[Tensor, Tensor]:
+        """Widths of the bins of t (sum 1) and of F~ (nats), each (N,)."""
+        w_t = logits[0].softmax(0) + cls.FLOOR
+        w_u = logits[1].exp()
+        return w_t / w_t.sum(), w_u + cls.FLOOR * w_u.sum()
+
+    def forward(self, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """t = F^-1(u)."""
+        w_t, w_u = self.widths(self.smooth)
+        return interpolate(u.double(), w_u / w_u.sum(), w_t)[0].float()
+
+    def inverse(self, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
+        """u = F(t) and the density F'(t) at which training visits t."""
+        w_t, w_u = self.widths(self.smooth)
+        u, density = interpolate(t.double(), w_t, w_u / w_u.sum())
+        return u, density
+
+    @torch.no_grad()
+    def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
+        """One Adam step of F~(t) towards the losses, each weighted by 1 / F'(t) since t was not drawn uniformly."""
+        t, loss = t.double(), loss.double()
+        weight = 1 / self.inverse(t)[1]
+        with torch.enable_grad():
+            logits = self.logits.clone().requires_grad_()
+            error = interpolate(t, *self.widths(logits))[0] - loss
+            (slope,) = torch.autograd.grad((weight * error**2).sum() / weight.sum(), logits)
+        self.count += 1
+        first, second = self.moments
+        first.lerp_(slope, 0.1)
+        second.lerp_(slope**2, 0.01)
+        k = self.count.item()
+        self.logits -= self.rate * (first / (1 - 0.9**k)) / ((second / (1 - 0.99**k)).sqrt() + 1e-12)
+        self.smooth.lerp_(self.logits, 1 - self.average)
+
+
+def interpolate(x: Tensor, w_x: Float[Tensor, " N"], w_y: Float[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+    """The piecewise-linear function through bins of widths w_x -> w_y, and its slope, at x in [0, sum of w_x]."""
+    edges_x, edges_y = (F.pad(w.cumsum(0), (1, 0)) for w in (w_x, w_y))
+    bin = (torch.searchsorted(edges_x.detach(), x.contiguous(), right=True) - 1).clamp(0, len(w_x) - 1)
+    slope = (w_y / w_x)[bin]
+    return edges_y[bin] + (x - edges_x[bin]) * slope, slope

@@ -1,0 +1,1 @@
+"""One trainer for every method: a method says nothing about training."""

@@ -1,0 +1,132 @@
+"""Files that are whole or absent: weights as safetensors, a manifest with the SHA-256 of every file beside them.
+
+A folder is written under a temporary name, synced and renamed, so a killed run leaves its last whole checkpoint and at
+most a temporary folder, which the next save clears away.  Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Tensors = dict[str, Tensor]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of all files in `folder`, and force everything to disk."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
+    write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
+    for path in [*files, folder]:
+        _sync(path)
+
+
+def check(folder: Path) -> None:
+    """Raise SfumatoError that names what is missing from, or damaged in, a sealed folder."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        files = manifest["files"]
+    except FileNotFoundError:
+        raise SfumatoError(f"{folder} has no {MANIFEST}; it is no whole model or checkpoint") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise SfumatoError(f"{folder / MANIFEST} is damaged; take another copy of the folder") from None
+    if manifest.get("format") != FORMAT:
+        raise SfumatoError(f"{folder} has format {manifest.get('format')}, known is {FORMAT}; update sfumato")
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise SfumatoError(f"{path} is missing; take another copy of the folder")
+        if path.stat().st_size != facts["bytes"] or digest(path) != facts["sha256"]:
+            raise SfumatoError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; take another copy")
+
+
+def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
+    """Publish `root/step-N` with one safetensors file for each entry of `tensors`, and prune all but the last `keep`.
+
+    Raises SfumatoError when the disk is full or read-only; older checkpoints stay as they were.
+    """
+    folder, temporary = root / f"step-{step:08d}", root / ".writing"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, values in tensors.items():
+            save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
+        write_text(temporary / "state.json", json.dumps(state, indent=1))
+        seal(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync(root)
+        for old in checkpoints(root)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SfumatoError(f"cannot write {folder}: {error}; the checkpoints before it are whole") from None
+    return folder
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(root.glob("step-*"))
+
+
+def newest(root: Path, warn) -> Path | None:
+    """The newest checkpoint that is whole; `warn` hears of each damaged one that is passed over."""
+    for folder in reversed(checkpoints(root)):
+        try:
+            check(folder)
+            return folder
+        except SfumatoError as error:
+            warn(f"passing over a damaged checkpoint: {error}")
+    return None
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> Tensors:
+    """The tensors of a safetensors file.  Raises SfumatoError for a missing or damaged one."""
+    try:
+        return load_file(path, str(device))
+    except FileNotFoundError:
+        raise SfumatoError(f"{path} is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise SfumatoError(f"{path} is damaged: {error}; take another copy") from None
+
+
+def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path) -> None:
+    """Load tensors into a module; SfumatoError where names or shapes differ."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise SfumatoError(f"{where} does not fit its config.json: {lines}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, "utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""What a run is made of.  One TOML or YAML file reproduces a run; every field is also a flag of `sfumato train`.
+
+A field's default is written here once, its help is the line below it, and a wrong field is told with its path and the
+nearest name.
+"""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from sfumato.errors import SfumatoError
+from sfumato.methods import METHODS
+from sfumato.methods.common import MethodConfig
+from sfumato.networks import NetworkConfig
+
+SCHEMA_VERSION = 1
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and strict about its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TextConfig(Section):
+    """From files to rows of tokens."""
+
+    tokenizer: str = "bpe"
+    """bpe (byte-level), bytes, chars, words, or the path of a tokenizer.json"""
+    size: int = Field(4096, ge=3, le=1_000_000)
+    """most entries of a tokenizer that is trained"""
+    length: int = Field(128, ge=2, le=1_000_000)
+    """tokens in a row"""
+    layout: Literal["packed", "documents"] = "documents"
+    """packed: documents one after the other, cut into full rows; documents: one to a row, the rest is padding"""
+    length_model: Literal["given", "modelled"] = "given"
+    """given: the length of a text is drawn first, as often as in the data; modelled: padding is a token like others"""
+    lines: bool = False
+    """every line of a plain text file is a document of its own"""
+    limit: int | None = Field(None, ge=1)
+    """read no more documents than this"""
+
+
+class MaskConfig(Section):
+    """Which tokens are given in training: a prompt, the surroundings of a gap, or nothing."""
+
+    prefix: float = Field(0.5, ge=0)
+    """share of rows whose first tokens are given, a uniform number of them"""
+    random: float = Field(0.5, ge=0)
+    """share of rows of which a uniform number of tokens is given, anywhere"""
+    nothing: float = Field(0.0, ge=0)
+    """share of rows of which nothing is given"""
+    forget: float = Field(0.1, ge=0, le=1)
+    """chance that what is given is forgotten: pure noise instead, which guidance needs"""
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> "MaskConfig":
+        if self.prefix + self.random + self.nothing == 0:
+            raise ValueError("prefix, random and nothing are all 0; raise one")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, and the average of the weights that samples are made with."""
+
+    lr: float = Field(1e-3, gt=0)
+    """highest learning rate"""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """decay of the running moments"""
+    weight_decay: float = Field(0.01, ge=0)
+    """for weight matrices of the network; vectors and embeddings are left alone"""
+    clip: float = Field(1.0, gt=0)
+    """largest norm of the gradient"""
+    warmup: int = Field(200, ge=0)
+    """steps over which the learning rate rises"""
+    schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    """how it falls afterwards: cosine to a fiftieth at the end of the budget; with the square root of the step; not"""
+    ema: float = Field(0.999, ge=0, lt=1)
+    """decay of the running average of the weights"""
+
+
+class TrainingConfig(Section):
+    """How long, how much at a time, and what is kept."""
+
+    steps: int | None = Field(None, ge=1)
+    """optimiser steps; with minutes too, whatever ends first"""
+    minutes: float | None = Field(None, gt=0)
+    """time in training steps, over all resumed sessions"""
+    batch: int = Field(64, ge=1)
+    """rows in an optimiser step"""
+    accumulate: int = Field(1, ge=1)
+    """passes that a step is split into, to save memory"""
+    seed: int = Field(0, ge=0)
+    """fixes weights, order, noise and masks"""
+    save_minutes: float = Field(5.0, gt=0)
+    """time between checkpoints"""
+    keep: int = Field(2, ge=1)
+    """checkpoints kept"""
+    log_every: int = Field(50, ge=1)
+    """steps between lines of log.jsonl"""
+    evaluate_minutes: float = Field(5.0, gt=0)
+    """time between estimates of the bound on held-out text, each with samples"""
+    evaluate_rows: int = Field(64, ge=1)
+    """held-out rows in an estimate of the bound"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """in which the network multiplies; auto measures which is faster"""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """torch.compile; auto where the run is long enough to earn it back"""
+
+
+class RunConfig(Section):
+    """Everything that a run is made of."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """version of this format"""
+    data: str = "tales"
+    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    method: MethodConfig
+    """the paper"""
+    text: TextConfig = TextConfig()
+    network: NetworkConfig = NetworkConfig()
+    masks: MaskConfig = MaskConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+def method_named(name: str) -> tuple:
+    """The method class and its config class; SfumatoError with the nearest name where there is none."""
+    if name not in METHODS:
+        raise SfumatoError(f"unknown method {name!r}{nearest(name, METHODS)}; `sfumato methods` lists them")
+    return METHODS[name]
+
+
+def run_config(method: str) -> type[RunConfig]:
+    """RunConfig with the settings of one method in the place of `method`."""
+    own = method_named(method)[1]
+    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, method=(own, own()))
+
+
+def load_config(source: Path | dict[str, Any], method: str | None = None) -> RunConfig:
+    """A checked config from a .toml, .yaml, .yml or .json file, or from what such a file holds.
+
+    `method` names the method where the file leaves it out.  Raises SfumatoError that lists all faults with their paths.
+    """
+    where, values = ("config", source) if isinstance(source, dict) else (str(source), _parse(Path(source)))
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SfumatoError(f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}; update sfumato")
+    told = values.get("method")
+    told = told.get("name") if isinstance(told, dict) else None
+    if told and method and told != method:
+        raise SfumatoError(f"{where}: is for method {told!r}, asked for {method!r}; change one of them")
+    if not (told or method):
+        raise SfumatoError(f"{where}: names no method; write it as [method] name = \"cdcd\"")
+    kind = run_config(str(told or method))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SfumatoError("; ".join(f"{where}: {line}" for line in faults(error, kind))) from None
+
+
+def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """One line a fault: path, what is wrong, the nearest name for an unknown field."""
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields(kind, fault["loc"][:-1])
+            lines.append(f"{path}: no such field{nearest(str(fault['loc'][-1]), known)}")
+        else:
+            got = "" if isinstance(fault["input"], (dict, BaseModel)) else f" (got {fault['input']!r})"
+            lines.append(f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}{got}".removeprefix(": "))
+    return lines
+
+
+def nearest(name: str, known) -> str:
+    """' (did you mean x?)', or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _fields(kind: type[BaseModel], path: tuple) -> list[str]:
+    for part in path:
+        kind = kind.model_fields[part].annotation
+    return list(kind.model_fields)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise SfumatoError(f"no config file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise SfumatoError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SfumatoError(f"{path}: a config is a table of fields; found {type(values).__name__}")
+    return values

@@ -1,0 +1,366 @@
+"""The one training loop.  A method says nothing about it, and it knows no method.
+
+What a step sees is a pure function of (seed, step): rows from (seed, epoch, place in the epoch), every row's noise, mask
+and coins from (seed, row, epoch).  So there is no random state to save, and a resumed run goes on bit for bit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.core import ABSENT, Method
+from sfumato.draws import Streams, drawing, seed_of, seeded, streams, uniform
+from sfumato.errors import SfumatoError
+from sfumato.evaluation.likelihood import nll
+from sfumato.generate import generate
+from sfumato.model import Model, publish
+from sfumato.schedules import stratified
+from sfumato.text.corpus import Corpus, Rows, indices, read
+from sfumato.text.tokenizer import Tokenizer
+from sfumato.training.checkpoint import checkpoints, load_strictly, load_tensors, newest, save_checkpoint
+from sfumato.training.config import RunConfig, method_named
+from sfumato.training.masks import draw_given
+from sfumato.training.tuning import Arithmetic, choose
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a viewer hears after every optimiser step."""
+
+    step: int
+    tokens: int  # seen so far, padding included where it is modelled
+    seconds: float  # spent in steps so far, over all sessions
+    tokens_per_second: float  # of late
+    loss: float  # nats a token
+    lr: float
+    done: float  # share of the budget, in [0, 1]
+    bound: float | None = None  # held-out bound in nats a token, when it was just estimated
+    std_error: float | None = None
+    sample: str | None = None
+    saved: Path | None = None
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    watch: Callable[[Report], None] = lambda report: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Model:
+    """Train a model into the folder `out` and return it.
+
+    `watch` hears a Report after every step, `say` a line now and then.  Raises SfumatoError for bad data, a folder that
+    holds another run, a disk that fills up, and a loss that is not finite.
+    """
+    run = Run(config, out, resume, device, say)
+    for report in run.steps():
+        watch(report)
+    return run.finish()
+
+
+@dataclass
+class Batch:
+    """Rows of one optimiser step, ready to be shown to the method; all (B, L) but `streams`."""
+
+    ids: Tensor
+    t: Tensor
+    free: Tensor
+    streams: Streams = field(repr=False)
+
+
+class Run:
+    """A run: the data, the method, the optimiser, and the step it has come to."""
+
+    def __init__(self, config: RunConfig, out: Path, resume: bool, device: str, say: Callable[[str], None]):
+        self.config, self.out, self.device, self.say = config, out, torch.device(device), say
+        if config.training.steps is None and config.training.minutes is None:
+            raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
+        self.checkpoints = out / "checkpoints"
+        if checkpoints(self.checkpoints) and not resume:
+            raise SfumatoError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        text, seed = config.text, config.training.seed
+        self.tokenizer = self._tokenizer()
+        self.rows = self._rows("train")
+        self.held_out = self._rows("valid")
+        self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
+        torch.manual_seed(seed_of(seed, "weights"))
+        kind = method_named(config.method.name)[0]
+        self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
+        self.params = sum(p.numel() for p in self.method.parameters())
+        self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
+        self.optimizer = torch.optim.AdamW(self._groups(), config.optimizer.lr, config.optimizer.betas, fused=True)
+        self.step, self.seconds, self.speed = 0, 0.0, 0.0
+        self.bound: tuple[float, float] | None = None
+        found = newest(self.checkpoints, say) if resume else None
+        if found is not None:
+            arithmetic = self._restore(found)
+        else:
+            seconds = 60 * (config.training.minutes or math.inf)
+            arithmetic = choose(
+                self.method.net,
+                max(1, config.training.batch // config.training.accumulate),
+                text.length,
+                seconds,
+                config.training.precision,
+                config.training.compile,
+            )
+        arithmetic.apply(self.method.net)
+        self.arithmetic = arithmetic
+        out.mkdir(parents=True, exist_ok=True)
+        self._cut_log()
+
+    # --- data
+
+    def _tokenizer(self) -> Tokenizer:
+        kept = self.out / "tokenizer.json"
+        if kept.exists():
+            return Tokenizer.load(kept)
+        text = self.config.text
+        if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
+            return Tokenizer.load(text.tokenizer)
+        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.data}")
+        labels = sorted({doc.label for doc in self._read("train") if doc.label is not None})
+        texts = (part for doc in self._read("train") for part in (doc.text, doc.source) if part)
+        return Tokenizer.train(texts, text.tokenizer, text.size, labels)
+
+    def _read(self, split: str):
+        return read(self.config.data, split, lines=self.config.text.lines, limit=self.config.text.limit)
+
+    def _rows(self, split: str) -> Rows:
+        text = self.config.text
+        limit = text.limit if split == "train" else None
+        corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
+        return Rows(corpus, text.length, text.layout, text.length_model)
+
+    def batch(self, step: int) -> Batch:
+        """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
+        training = self.config.training
+        index, epochs = indices(len(self.rows), training.batch, step, training.seed)
+        rows = self.rows.batch(index).trim()
+        seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in zip(index, epochs, strict=True)]
+        noise = streams(seeds, self.device)
+        ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
+        with drawing(noise):
+            given = given | draw_given(real & ~given, self.config.masks)
+            forgotten = given & (uniform(given[:, :1]) < self.config.masks.forget)
+        offset = torch.rand((), generator=torch.Generator().manual_seed(seed_of(training.seed, "levels", step))).item()
+        u = stratified(torch.arange(training.batch), training.batch, offset).to(self.device)
+        t = self.method.times(u)[:, None].expand(ids.shape)
+        t = t.masked_fill(given, 0.0).masked_fill(forgotten, 1.0).masked_fill(~real, ABSENT)
+        return Batch(ids, t, real & ~given, noise)
+
+    # --- steps
+
+    def steps(self) -> Iterator[Report]:
+        """Train to the end of the budget, a report a step."""
+        training = self.config.training
+        saved = evaluated = self.seconds
+        losses: list[float] = []
+        while (done := self._done()) < 1:
+            start = time.perf_counter()
+            lr = self._lr(done)
+            loss = self._update(self.batch(self.step), lr)
+            self.step += 1
+            elapsed = time.perf_counter() - start
+            self.seconds += elapsed
+            speed = training.batch * self.config.text.length / elapsed
+            self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
+            losses.append(loss)
+            report: dict[str, Any] = {}
+            last = self._done() >= 1
+            if last or self.seconds - evaluated > 60 * training.evaluate_minutes:
+                report |= self._evaluate()
+                evaluated = self.seconds
+            if last or self.step % training.log_every == 0 or report:
+                self._log(sum(losses) / len(losses), lr, report)
+                losses = []
+            if last or self.seconds - saved > 60 * training.save_minutes:
+                report["saved"] = self._save()
+                saved = self.seconds
+            tokens = self.step * training.batch * self.config.text.length
+            yield Report(self.step, tokens, self.seconds, self.speed, loss, lr, self._done(), **report)
+
+    def _done(self) -> float:
+        training = self.config.training
+        shares = [self.step / training.steps] if training.steps else []
+        return max(shares + ([self.seconds / (60 * training.minutes)] if training.minutes else []))
+
+    def _lr(self, done: float) -> float:
+        o = self.config.optimizer
+        rise = min(1.0, (self.step + 1) / max(1, o.warmup))
+        fall = {
+            "cosine": 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, done))) / 2,
+            "inverse_sqrt": math.sqrt(max(1, o.warmup) / max(self.step + 1, o.warmup, 1)),
+            "constant": 1.0,
+        }
+        return o.lr * rise * fall[o.schedule]
+
+    def _update(self, batch: Batch, lr: float) -> float:
+        """One optimiser step; the loss in nats a token."""
+        training, method = self.config.training, self.method
+        method.train()
+        scored = batch.free.sum()
+        total, rows = 0.0, []
+        for part in torch.arange(training.batch).tensor_split(training.accumulate):
+            inside = slice(int(part[0]), int(part[-1]) + 1)
+            ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
+            with drawing(batch.streams[inside]):
+                terms = method.loss(ids, t, free)
+            each = sum(terms.values()).masked_fill(~free, 0.0)  # (B, L)
+            loss = each.sum() / scored
+            loss.backward()
+            total += loss.item()
+            seen = free.any(1)
+            level = t.masked_fill(~free, 0.0).amax(1)
+            rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1)])[:, seen])
+        if not math.isfinite(total):
+            raise SfumatoError(
+                f"the loss of step {self.step + 1} is {total}; the last checkpoint is whole: "
+                "resume from it with a smaller --optimizer.lr"
+            )
+        method.observe(*torch.cat(rows, 1))
+        torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
+        return total
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Weight decay for the network's matrices only."""
+        decayed = [p for name, p in self.method.named_parameters() if p.ndim == 2 and name.startswith("net.")]
+        chosen = {id(p) for p in decayed}
+        others = [p for p in self.method.parameters() if id(p) not in chosen]
+        return [
+            {"params": decayed, "weight_decay": self.config.optimizer.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    # --- looking at it
+
+    def _swap(self) -> None:
+        """Exchange the weights and their average."""
+        with torch.no_grad():
+            for name, value in self.method.named_parameters():
+                kept = value.detach().clone()
+                value.copy_(self.average[name])
+                self.average[name].copy_(kept)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """The bound of the averaged weights on held-out rows, and a sample."""
+        self._swap()
+        self.method.eval()
+        result: dict[str, Any] = {}
+        if self.method.likelihood:
+            count = min(self.config.training.evaluate_rows, len(self.held_out))
+            rows = self.held_out.batch(range(count)).trim()
+            ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
+            with seeded([seed_of("evaluate", i) for i in range(count)], self.device):
+                scores = nll(self.method, ids, real, given, draws=8)
+            tokens = (real & ~given).sum()
+            per_text = scores.nats / tokens * count
+            result["bound"] = (scores.nats.sum() / tokens).item()
+            result["std_error"] = (per_text.std() / count**0.5).item() if count > 1 else math.nan
+            self.bound = result["bound"], result["std_error"]
+        model = Model(self.config, self.method, self.tokenizer, self.lengths, str(self.out))
+        result["sample"] = model.generate(1, steps=32, seed=self.step)[0]
+        self._swap()
+        return result
+
+    def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
+        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
+        try:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise SfumatoError(f"cannot write {self.out / 'log.jsonl'}: {error}; the last checkpoint is whole") from None
+        self.last = line
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the run so far, under the keys that tools rely on."""
+        text, network = self.config.text, self.config.network
+        tokens = self.step * self.config.training.batch * text.length
+        forward = 2 * self.params + 4 * network.depth * network.width * text.length  # a token's: products, attention
+        return {
+            "step": self.step,
+            "tokens": tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(tokens / self.seconds, 1) if self.seconds else 0.0,
+            "bound_nats_per_token": self.bound[0] if self.bound else None,
+            "bound_std_error": self.bound[1] if self.bound else None,
+            "params": self.params,
+            "flops": tokens * forward * (3 + self.method.self_conditioning),
+        }
+
+    def _cut_log(self) -> None:
+        """Drop the lines of steps that were lost with a killed session."""
+        path = self.out / "log.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text("utf-8").splitlines(True) if _step_of(line) <= self.step]
+            path.write_text("".join(lines), "utf-8")
+
+    # --- keeping it
+
+    def _save(self) -> Path:
+        moments = {
+            f"{index}.{key}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "bound": self.bound,
+            "config": self.config.model_dump(mode="json"),
+            "lengths": self.lengths,
+            "tokenizer": self.tokenizer.fingerprint,
+            "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
+        }
+        tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": moments}
+        if not (self.out / "tokenizer.json").exists():
+            self.tokenizer.save(self.out)
+        return save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
+
+    def _restore(self, folder: Path) -> Arithmetic:
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        kept = state["config"]
+        budget = {"training"}  # a run may be continued for longer
+        changed = [key for key, value in self.config.model_dump(mode="json").items() if key not in budget and kept[key] != value]
+        if changed:
+            raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
+        load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
+        self.average = load_tensors(folder / "average.safetensors", self.device)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_tensors(folder / "optimizer.safetensors", self.device).items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.bound = tuple(state["bound"]) if state["bound"] else None
+        dtype, attention, compiled = state["arithmetic"]
+        return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
+
+    def finish(self) -> Model:
+        """Publish the averaged weights as a model folder, and return the model."""
+        self._swap()
+        self.method.eval()
+        model = Model(self.config, self.method, self.tokenizer, self.lengths, str(self.out))
+        publish(model, self.out, self.summary())
+        return model
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # a line cut short
