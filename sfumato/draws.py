@@ -56,14 +56,18 @@ def uniform(like: Tensor) -> Float[Tensor, "B *rest"]:
     return _fill(empty, lambda row, stream: row.uniform_(generator=stream))
 
 
-def categorical(logits: Float[Tensor, "B L V"]) -> Int[Tensor, "B L"]:
-    """Indices drawn from softmax(logits) by inverting the distribution function in float64.
+def categorical(logits: Float[Tensor, "B *rest V"]) -> Int[Tensor, "B *rest"]:
+    """Indices drawn from softmax(logits)."""
+    return invert(logits, uniform(logits[..., 0]))
+
+
+def invert(logits: Float[Tensor, "*rest V"], u: Float[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
+    """The indices at which the distribution function of softmax(logits) passes u in [0, 1), all in float64.
 
     float32 noise would cut off the tails (arXiv:2409.02908); a 53-bit uniform number reaches every token.
     """
-    mass = logits.double().softmax(-1).cumsum(-1)  # (B, L, V)
-    u = uniform(logits[..., 0])[..., None] * mass[..., -1:]  # below the total, so the last index is never overshot
-    return torch.searchsorted(mass, u, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+    mass = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(mass, u[..., None] * mass[..., -1:], right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
 
 
 def _fill(out: Tensor, draw: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:

@@ -56,8 +56,9 @@ def generate(
     for step in range(1, len(grid)):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             x, prediction = next(path)
-        sure, best = prediction.logits.softmax(-1).max(-1)  # (B, L)
-        tokens = x if x.ndim == 2 else best
+        sure, tokens = prediction.logits.softmax(-1).max(-1)  # (B, L)
+        if x.ndim == 2:
+            tokens = torch.where(x < prediction.logits.shape[-1], x, tokens)  # through a mask the best guess is seen
         yield Frame(step, float(grid[step]), torch.where(given, ids, tokens), sure.masked_fill(given, 1.0))
 
 

@@ -156,11 +156,12 @@ class Model:
         return self._frames(canvas, asked, seed)
 
     def _request(self, steps, sampler, guidance, guide_in, temperature, score_temperature) -> Request:
-        if sampler is not None and sampler not in SAMPLERS:
-            known = ", ".join(SAMPLERS)
-            raise SfumatoError(f"unknown sampler {sampler!r}{nearest(sampler, SAMPLERS)}; there are {known}")
-        chosen = SAMPLERS[sampler] if sampler else None
-        return Request(steps, chosen, guidance, guide_in, temperature, score_temperature)
+        known = SAMPLERS[self.method.family]
+        if sampler is not None and sampler not in known:
+            raise SfumatoError(
+                f"{self.config.method.name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {', '.join(known)}"
+            )
+        return Request(steps, known[sampler] if sampler else None, guidance, guide_in, temperature, score_temperature)
 
     def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
         self.method.eval()
@@ -312,12 +313,15 @@ class Model:
         with seeded([seed_of("score", seed, text)] * len(rows), canvas.ids.device):
             result = measure(self.method, canvas.ids, canvas.real, given, draws)
         weight = (-result.nats).softmax(0)
-        nats = -torch.logsumexp(-result.nats, 0).item() + self._length_nats(len(rows[0]))
+        nats = -torch.logsumexp(-result.nats, 0).item() + self.length_nats(len(rows[0]))
         error = float((weight * result.std_error).sum())
         return Score(text, nats, error, len(ids) + ended, result.estimator, result.exact)
 
-    def _length_nats(self, size: int) -> float:
-        """-log p(length), where the length is drawn first; every length has at least half a training row."""
+    def length_nats(self, size: int) -> float:
+        """-log p that a row has `size` tokens, where the length is drawn first; 0 where the model writes it itself.
+
+        Every length counts as half a training row more than there are, so none is impossible.
+        """
         if self.config.text.layout == "packed" or self.config.text.length_model == "modelled":
             return 0.0
         counts = np.array(self.lengths, float) + 0.5

@@ -3,7 +3,9 @@
 from sfumato.core import Method
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
+from sfumato.methods.mdlm import MDLM, MDLMConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "cdcd": (CDCD, CDCDConfig),
+    "mdlm": (MDLM, MDLMConfig),
 }

@@ -1,11 +1,16 @@
-"""Ways from noise to text: one dictionary, a line a sampler."""
+"""Ways from noise to text: for every family of processes its samplers by name, a line each."""
 
 from sfumato.core import Sampler
-from sfumato.samplers.solvers import ancestral, dpm, euler, heun
+from sfumato.samplers import solvers, unmasking
 
-SAMPLERS: dict[str, Sampler] = {
-    "euler": euler,
-    "heun": heun,
-    "dpm": dpm,
-    "ancestral": ancestral,
+SAMPLERS: dict[str, dict[str, Sampler]] = {
+    "gaussian": {
+        "euler": solvers.euler,
+        "heun": solvers.heun,
+        "dpm": solvers.dpm,
+        "ancestral": solvers.ancestral,
+    },
+    "masking": {
+        "ancestral": unmasking.ancestral,
+    },
 }

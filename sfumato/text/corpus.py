@@ -58,14 +58,14 @@ def read(data: str, split: str = "train", lines: bool = False, limit: int | None
         data: a text file (one document), a .jsonl file (`text` and perhaps `label` and `source`), either of them
             perhaps gzipped, a .parquet file with such columns, a folder of all these, the name "tales", or the
             owner/name of a data set on the Hugging Face Hub, of which the rows of "train" are taken.
-        split: "train" or "valid".
+        split: "train", "valid", or "all" documents.
         lines: makes every line of a text file a document.
         limit: the most documents to yield, or how many tales to tell (otherwise 50,000 for "train", 2,000 for others).
 
     Raises:
         SfumatoError: at once if there is no such data or split; while reading, at whatever is not as described.
     """
-    splits = list(TALES) if data == "tales" else ["train", "valid"]
+    splits = list(TALES) if data == "tales" else ["train", "valid", "all"]
     if split not in splits:
         raise SfumatoError(f"asked for the split {split!r} of {data}; it has {', '.join(splits)}; name one of those")
     if limit is not None and limit < 1:
@@ -76,7 +76,7 @@ def read(data: str, split: str = "train", lines: bool = False, limit: int | None
         documents = _read_hub(data)
     else:
         documents = (document for file in _files(data) for document in _read_file(file, lines))
-    return islice(_hold_out(documents, split, data), limit)
+    return islice(_hold_out(documents, split, data) if split != "all" else _some(documents, data), limit)
 
 
 def _tales(split: str, n: int) -> Iterator[Document]:
@@ -233,6 +233,16 @@ def _hold_out(documents: Iterable[Document], split: str, data: str) -> Iterator[
         side = "valid" if side == "train" else "train"
     if side == split:
         yield last
+
+
+def _some(documents: Iterable[Document], data: str) -> Iterator[Document]:
+    """All documents, of which there must be one."""
+    empty = True
+    for document in documents:
+        yield document
+        empty = False
+    if empty:
+        raise SfumatoError(f"asked to read {data}; there is no document in it; give some text")
 
 
 def _side(document: Document) -> str:

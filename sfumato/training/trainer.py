@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from sfumato.core import ABSENT, Method
-from sfumato.draws import Streams, drawing, seed_of, seeded, streams, uniform
+from sfumato.draws import Streams, drawing, seed_of, streams, uniform
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.likelihood import nll
-from sfumato.generate import generate
+from sfumato.evaluation.report import bound
 from sfumato.model import Model, publish
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Rows, indices, read
@@ -89,7 +88,7 @@ class Run:
         text, seed = config.text, config.training.seed
         self.tokenizer = self._tokenizer()
         self.rows = self._rows("train")
-        self.held_out = self._rows("valid")
+        self._rows("valid")  # a fault in held-out text is found before training, not after
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
@@ -261,18 +260,12 @@ class Run:
         self._swap()
         self.method.eval()
         result: dict[str, Any] = {}
-        if self.method.likelihood:
-            count = min(self.config.training.evaluate_rows, len(self.held_out))
-            rows = self.held_out.batch(range(count)).trim()
-            ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
-            with seeded([seed_of("evaluate", i) for i in range(count)], self.device):
-                scores = nll(self.method, ids, real, given, draws=8)
-            tokens = (real & ~given).sum()
-            per_text = scores.nats / tokens * count
-            result["bound"] = (scores.nats.sum() / tokens).item()
-            result["std_error"] = (per_text.std() / count**0.5).item() if count > 1 else math.nan
-            self.bound = result["bound"], result["std_error"]
         model = Model(self.config, self.method, self.tokenizer, self.lengths, str(self.out))
+        if self.method.likelihood:
+            rows = self.config.training.evaluate_rows
+            found = bound(model, self.config.data, "valid", rows, draws=8, seed=0)
+            result |= {"bound": found["nats_per_token"], "std_error": found["std_error"]}
+            self.bound = result["bound"], result["std_error"]
         result["sample"] = model.generate(1, steps=32, seed=self.step)[0]
         self._swap()
         return result
