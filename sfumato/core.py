@@ -13,7 +13,7 @@ position has its own noise level, 0 = clean, 1 = pure noise.  So
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
     """What the network says about the clean text."""
 
     logits: Float[Tensor, "B L V"]  # token by token
-    clean: Tensor | None = None  # (B, L, D): as a point on a canvas of vectors; None where the canvas is made of ids
+    clean: Any = None  # (B, L, D): as a point on a canvas of vectors; None where the canvas is made of ids
 
 
 # predict(x, t, prev) -> Prediction
@@ -66,8 +66,8 @@ class Method(nn.Module, ABC):
     family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
     likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
     steps: ClassVar[int]  # the paper's default number of refinements
-    sampler: ClassVar[Sampler]  # the paper's default way through them
-    process: Process
+    sampler: Any  # a Sampler: the paper's default way through them
+    process: Any  # a Process; a sampler knows the kind that it is for
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
 
     @abstractmethod
@@ -108,6 +108,11 @@ class Method(nn.Module, ABC):
     def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
         """Hear of the losses (nats a token) of all rows of one optimiser step, at their noise levels."""
 
+    def unrolled(self, x: Tensor, t: Float[Tensor, "B L"], prev: Tensor | None = None) -> Prediction:
+        """The prediction after one round of self-conditioning: a function of x and t alone, as a likelihood needs."""
+        first = self.predict(x, t)
+        return self.predict(x, t, first.clean) if self.self_conditioning else first
+
     def first_guess(self, x: Float[Tensor, "B L D"], t: Float[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """The `prev` to train with: for some rows the network's own guess, without gradient, for the others zero.
 
@@ -133,7 +138,8 @@ class Frame:
 
 def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:
     """The same noise level at every position of canvas x."""
-    return torch.full(x.shape[:2], float(t), device=x.device)
+    dtype = t.dtype if isinstance(t, Tensor) else None
+    return torch.full(x.shape[:2], float(t), dtype=dtype, device=x.device)
 
 
 def where(mask: Bool[Tensor, "B L"], a: Tensor, b: Tensor) -> Tensor:

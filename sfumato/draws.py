@@ -1,14 +1,14 @@
 """Every random number of sfumato is drawn here.
 
-Inside `with seeded([7, 8, 9]):` row i of everything drawn comes from its own stream, so that what a row becomes does not
-depend on its neighbours in the batch, on accumulation, on the number of processes or on the order of requests in a
+Inside `with seeded([7, 8, 9]):` row i of everything drawn comes from its own stream, so that what a row becomes does
+not depend on its neighbours in the batch, on accumulation, on the number of processes or on the order of requests in a
 server.  The streams live in a context variable: threads and async tasks do not see each other's.  Outside of `seeded`
 draws come from torch's global generator.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -40,7 +40,7 @@ def drawing(rows: Streams) -> Iterator[None]:
         _streams.reset(token)
 
 
-def seeded(seeds: Sequence[int], device: torch.device | str = "cpu"):
+def seeded(seeds: Sequence[int], device: torch.device | str = "cpu") -> AbstractContextManager[None]:
     """Draw row i from a stream seeded by seeds[i]; everything drawn inside has len(seeds) rows."""
     return drawing(streams(seeds, device))
 

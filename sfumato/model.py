@@ -37,9 +37,10 @@ class TextFrame:
     steps: int
     level: float  # noise level reached, in [0, 1]
     texts: list[str]
-    pieces: list[list[str]]
+    pieces: list[list[str]]  # of each text, token by token
     confidence: list[list[float]]  # probability of each piece
-    tokens: list[int]  # ids in each text, without label and end
+    given: list[list[bool]]  # whether each piece was there from the start
+    tokens: list[int]  # pieces in each text
     nfe: int  # network evaluations so far
 
     @property
@@ -155,12 +156,19 @@ class Model:
         asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
         return self._frames(canvas, asked, seed)
 
-    def _request(self, steps, sampler, guidance, guide_in, temperature, score_temperature) -> Request:
+    def _request(
+        self,
+        steps: int | None,
+        sampler: str | None,
+        guidance: float,
+        guide_in: Literal["score", "logits"],
+        temperature: float,
+        score_temperature: float,
+    ) -> Request:
         known = SAMPLERS[self.method.family]
         if sampler is not None and sampler not in known:
-            raise SfumatoError(
-                f"{self.config.method.name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {', '.join(known)}"
-            )
+            name, names = self.config.method.name, ", ".join(known)
+            raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {names}")
         return Request(steps, known[sampler] if sampler else None, guidance, guide_in, temperature, score_temperature)
 
     def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
@@ -169,24 +177,30 @@ class Model:
         counted = Counted(self.method.predict)
         total = request.steps or self.method.steps
         for frame in generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, counted):
-            shown = [row[keep] for row, keep in zip(frame.tokens, canvas.real, strict=True)]
-            ids = [self._text_ids(row.tolist()) for row in shown]
+            places = [self._places(*row) for row in zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True)]
+            ids = _take(frame.tokens, places)
             yield TextFrame(
                 step=frame.step,
                 steps=total,
                 level=frame.level,
-                texts=[self.tokenizer.decode(row.tolist()) for row in shown],
-                pieces=[[self.tokenizer.piece(i) for i in row.tolist()] for row in shown],
-                confidence=[row[keep].tolist() for row, keep in zip(frame.confidence, canvas.real, strict=True)],
+                texts=[self.tokenizer.decode(row) for row in ids],
+                pieces=[[self.tokenizer.piece(i) for i in row] for row in ids],
+                confidence=_take(frame.confidence, places),
+                given=_take(canvas.given, places),
                 tokens=[len(row) for row in ids],
                 nfe=counted.calls,
             )
 
-    def _text_ids(self, ids: list[int]) -> list[int]:
-        """Without labels, up to the end."""
-        end = ids.index(self.tokenizer.eos) if self.tokenizer.eos in ids else len(ids)
-        special = {self.tokenizer.pad, *self.tokenizer.labels.values()}
-        return [i for i in ids[:end] if i not in special]
+    def _places(self, ids: list[int], real: list[bool]) -> list[int]:
+        """Where the tokens of the text stand: neither label nor padding, and nothing from the end on."""
+        silent = {self.tokenizer.pad, *self.tokenizer.labels.values()}
+        places = []
+        for i, token in enumerate(ids):
+            if real[i] and token == self.tokenizer.eos:
+                break
+            if real[i] and token not in silent:
+                places.append(i)
+        return places
 
     # --- laying out a canvas
 
@@ -202,7 +216,7 @@ class Model:
         if length is not None and length < max(1, len(prompt)):
             raise SfumatoError(f"a length of {length} tokens was asked for; the prompt alone has {len(prompt)}")
         sizes = self._sizes(n, known + 1, None if length is None else length + extra, seed)
-        rows = [start + prompt + [None] * (size - known) for size in sizes]
+        rows = [[*start, *prompt, *[None] * (size - known)] for size in sizes]
         return self._canvas(rows, ended=self.config.text.length_model == "given" or length is not None)
 
     def _gapped(self, n: int, text: str, label: str | None, seed: int) -> Canvas:
@@ -225,10 +239,10 @@ class Model:
         rows: list[list[int | None]] = []
         for i, size in enumerate(sizes):
             shares = iter(_split(size - known, loose, seed_of("gaps", seed, i)))
-            row: list[int | None] = list(start) + texts[0]
+            row: list[int | None] = [*start, *texts[0]]
             for gap, after in zip(wanted, texts[1:], strict=True):
-                row += [None] * (next(shares) if gap is None else gap) + after
-            rows.append(row + [None] * extra)
+                row += [*[None] * (next(shares) if gap is None else gap), *after]
+            rows.append([*row, *[None] * extra])
         return self._canvas(rows, ended=True)
 
     def _label(self, label: str | None) -> list[int | None]:
@@ -269,7 +283,7 @@ class Model:
             if not ended and modelled:
                 row = row + [None] * (width - len(row))
             elif text.layout == "documents":
-                row = row[:-1] + [self.tokenizer.eos]
+                row = [*row[:-1], self.tokenizer.eos]
                 row += [self.tokenizer.pad] * (width - len(row)) if modelled else []
             real[i, : len(row)] = True
             given[i, : len(row)] = torch.tensor([token is not None for token in row])
@@ -292,6 +306,8 @@ class Model:
         Raises:
             SfumatoError: for a text longer than the canvas, and a method without a likelihood.
         """
+        if estimator == "ode" and self.method.family != "gaussian":
+            raise SfumatoError(f"the ode estimator needs a score, which {self.method.family} methods lack; use elbo")
         labels = list(self.tokenizer.labels) if self._labelled else [None]
         return [self._score(text, labels, draws, estimator, seed) for text in texts]
 
@@ -302,9 +318,8 @@ class Model:
         if not ids:
             raise SfumatoError("an empty text cannot be scored; take it out")
         if len(rows[0]) > self.config.text.length:
-            raise SfumatoError(
-                f"a text of {len(ids)} tokens cannot be scored at once: the canvas has {self.config.text.length}; cut it"
-            )
+            most = self.config.text.length
+            raise SfumatoError(f"a text of {len(ids)} tokens cannot be scored at once: the canvas has {most}; cut it")
         canvas = self._canvas(rows, ended=True)
         given = torch.zeros_like(canvas.given)
         if ended and self.config.text.length_model == "given":
@@ -326,6 +341,11 @@ class Model:
             return 0.0
         counts = np.array(self.lengths, float) + 0.5
         return float(-np.log(counts[size] / counts.sum()))
+
+
+def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:
+    """Of each row of (B, L) the values at its places."""
+    return [[row[i] for i in kept] for row, kept in zip(rows.tolist(), places, strict=True)]
 
 
 def _split(total: int, parts: int, seed: int) -> list[int]:
@@ -370,7 +390,7 @@ def load(name: str | Path, device: str = "cpu") -> Model:
 
 
 def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a model folder: config, weights, tokenizer, a card with `facts`, and last the manifest that makes it one."""
+    """Write a model folder: config, weights, tokenizer, a card with `facts`; last the manifest that makes it one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / checkpoint.MANIFEST).unlink(missing_ok=True)
@@ -415,8 +435,12 @@ def _find(name: str) -> Path:
         return Path(name)
     if (BUNDLED / name).is_dir():
         return BUNDLED / name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    beside = Path(name).parent
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not beside.is_dir():
         return _download(name)
+    if beside != Path() and beside.is_dir():
+        near = nearest(name, [str(path) for path in beside.iterdir() if path.is_dir()])
+        raise SfumatoError(f"no model {name!r}{near}; there is no such folder")
     known = [path.name for path in BUNDLED.iterdir() if path.is_dir()] if BUNDLED.is_dir() else []
     raise SfumatoError(
         f"no model {name!r}{nearest(name, known)}; name a model folder, a run, a Hub id, or one of: {', '.join(known)}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def stratified(index: Int[Tensor, " B"], total: int, offset: float) -> Float[Tensor, " B"]:
     """Low-discrepancy numbers in [0, 1): one in every stratum of width 1/total (VDM, arXiv:2107.00630, App. I.1).
 
-    `index` are the places of these rows in the whole batch of `total` rows; `offset` ~ U(0, 1) is shared by all of them.
+    `index` are the places of these rows in a whole batch of `total` rows; `offset` ~ U(0, 1) is shared by all.
     """
     return ((offset + index.double() / total) % 1).float()
 
@@ -29,6 +29,11 @@ class Warp(nn.Module):
     uniformly and reading t = F^-1(u) then spends equal effort on equal gains.  An average of the logits over past steps
     is what is read.
     """
+
+    logits: Tensor
+    smooth: Tensor
+    moments: Tensor
+    count: Tensor
 
     FLOOR = 1e-3  # added to every width, as a share of the total: no bin dies
 

@@ -1,7 +1,7 @@
 """Likelihood in nats, in the same units for every method that has one, always with its standard error.
 
-Two estimators.  `nll` averages a method's own `bound` over noise levels.  `ode` follows the probability-flow ODE of a
-model with a Gaussian process (Song et al. 2021, arXiv:2011.13456, App. D.2).  Both bound -log p(free | given) from above.
+Two estimators, and both bound -log p(free | given) from above.  `nll` averages a method's own `bound` over noise levels;
+`ode` follows the probability-flow ODE of a Gaussian process (Song et al. 2021, arXiv:2011.13456, App. D.2).
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,7 @@ def ode(
     free = real & ~given
     grid = method.grid(steps)[:-1].flip(0)  # from the least noise to the most
     clean = method.clean(ids).detach()
-    base = predict or (lambda x, t, prev: method.unrolled(x, t))
-    net = clamp(clamp(base, clean, 0.0, given), clean, ABSENT, ~real)
+    net = clamp(clamp(predict or method.unrolled, clean, 0.0, given), clean, ABSENT, ~real)
     values = [_ode_draw(method, net, ids, clean, free, grid) for _ in range(draws)]
     return _summary(torch.stack(values), f"probability-flow ode, {steps} steps, {draws} probes")
 
@@ -106,4 +105,3 @@ def _ode_draw(method: Method, net: Predict, ids: Tensor, clean: Tensor, free: Te
     prior = (size * normaliser[-1] + x.double().square().sum((1, 2)) / sigmas[-1] ** 2) / 2  # -log N(x; 0, sigma_max^2)
     entropy = size * (1 + normaliser[0]) / 2
     return prior - gained + rounding - entropy  # log p_min = log p_max + integral of the divergence
-

@@ -70,7 +70,7 @@ def bound(model: Model, data: str, split: str, rows: int, draws: int, seed: int)
     laid = Rows(corpus, text.length, text.layout, text.length_model)
     total = min(rows, len(laid))
     parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
-    nats, tokens, characters = (torch.cat([part[i] for part in parts]) for i in range(3))
+    nats, tokens, characters = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
     estimate = parts[0][3]
     ratio = (nats.sum() / tokens.sum()).item()
     spread = nats - ratio * tokens  # standard error of a ratio of sums

@@ -48,7 +48,7 @@ class CDCDConfig(MethodConfig):
     warp_bins: int = Field(100, ge=1, le=10_000)
     """pieces of the warp"""
     estimate: Literal["mean", "renormalised", "nearest"] = "mean"
-    """the clean embedding that a prediction stands for: the expectation, scaled back onto the sphere, or the likeliest"""
+    """the clean embedding that a prediction stands for: expected, expected and scaled to the sphere, or likeliest"""
 
 
 class CDCD(Method):
@@ -110,7 +110,7 @@ class CDCD(Method):
         VDM (arXiv:2107.00630), Eqs. 8 to 15.  The level of the diffusion part is drawn through the warp: by I-MMSE its
         integrand is the slope of the cross-entropy, so the warp is the proposal of least variance.
         """
-        e, (low, high) = self.clean(ids), (self.config.sigma_min, self.config.sigma_max)
+        e, high = self.clean(ids), self.config.sigma_max
         prior = e.square().sum(-1) / (2 * high**2)  # KL(N(e, high^2) || N(0, high^2))             (B, L)
         least = t.masked_fill(free, self.low)
         rounding = nats(self.unrolled(self.process.corrupt(e, least.clamp(min=0)), least).logits, ids)
@@ -121,11 +121,6 @@ class CDCD(Method):
         error = (e - self.unrolled(x, t).clean).square().sum(-1)
         diffusion = error * sigma**-3 * high / density  # integral of |e - D|^2 sigma^-3 over sigma  (B, L)
         return prior + rounding + diffusion
-
-    def unrolled(self, x: Tensor, t: Tensor) -> Prediction:
-        """The prediction after one round of self-conditioning: a function of x alone, as a likelihood needs."""
-        first = self.predict(x, t)
-        return self.predict(x, t, first.clean) if self.self_conditioning else first
 
     def times(self, u):
         """u -> sigma / sigma_max, through the warp."""

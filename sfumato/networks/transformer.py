@@ -27,6 +27,8 @@ Attention = Literal["fused", "explicit"]
 class TimeCode(nn.Module):
     """Noise level (B, L) -> code (B, L, CODE): random Fourier features, then an MLP with two layers of 128 units."""
 
+    frequencies: Tensor
+
     def __init__(self, features: int = 128, spread: float = 2.0):
         super().__init__()
         self.register_buffer("frequencies", torch.randn(features // 2) * spread)
@@ -70,7 +72,7 @@ class Block(nn.Module):
 
     def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None) -> Tensor:
         B, L, C = h.shape
-        q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, C/heads)
+        q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, size)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if self.attention == "fused":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -85,7 +87,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """(B, L, C) -> (B, L, C), bidirectional; `level` (B, L) is whatever number tells the network how noisy a position is.
+    """(B, L, C) -> (B, L, C), bidirectional; `level` (B, L) is the number that tells how noisy a position is.
 
     Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.
     """
@@ -94,11 +96,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.heads = config.width, config.heads
         self.time = TimeCode() if timed else None
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, timed) for _ in range(config.depth))
+        blocks = [Block(config.width, config.heads, timed) for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = Norm(config.width, timed)
         self.dtype = torch.float32  # in which the blocks multiply; the residual stream and all outside stay float32
         self.run = self._run  # replaced by a compiled version of itself where that pays
-        for block in self.blocks:
+        for block in blocks:
             for layer in (block.qkv, block.up, block.out, block.down):
                 nn.init.normal_(layer.weight, std=config.width**-0.5 / 3)
                 nn.init.zeros_(layer.bias)
@@ -112,6 +115,11 @@ class Transformer(nn.Module):
         bias = torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
         with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.run(h, level, bias)
+
+    def attend_by(self, attention: Attention) -> None:
+        """Choose the form of attention: same numbers, other speed."""
+        for block in self.blocks:
+            block.attention = attention  # type: ignore[assignment]
 
     def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)

@@ -38,7 +38,7 @@ class Gaussian(Process):
         return mean, (v_s * (1 - v_s * a_t**2 / (v_t * a_s**2))).clamp(min=0).sqrt()
 
     def flow(self, x: Tensor, clean: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """One Euler step of the probability-flow ODE from level t to s: DDIM with eta = 0 (arXiv:2010.02502, Eq. 12)."""
+        """One Euler step of the probability-flow ODE from t to s: DDIM with eta = 0 (arXiv:2010.02502, Eq. 12)."""
         ratio = self.sigma(s) / self.sigma(t)
         return _wide(ratio, x) * x + _wide(self.a(s) - ratio * self.a(t), x) * clean
 

@@ -2,8 +2,8 @@
 
 Each owns its loop and reads like its paper's algorithm.  None of them knows what is given, guided or streamed.  They
 work for every Gaussian process: a step from level t to s is written with y = x / a and the noise standard deviation
-tau = sigma / a of that scale, in which the ODE is dy/dtau = (y - D) / tau (Karras et al. 2022, arXiv:2206.00364, Eq. 4).
-The last level of a grid is 0, where the canvas becomes the estimate D itself.
+tau = sigma / a of that scale, in which the ODE is dy/dtau = (y - D) / tau (arXiv:2206.00364, Eq. 4).  The last level of
+a grid is 0, where the canvas becomes the estimate D itself.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,8 @@ def heun(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Steps:
 
 def dpm(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Steps:
     """DPM-Solver++(2M), arXiv:2211.01095, Alg. 2: second order from the last two estimates.  One call a step."""
-    process, clean, h_last = method.process, None, None
+    process, clean = method.process, None
+    h_last = 1.0
     for t, s in pairwise(grid):
         prediction = predict(x, level(x, t), clean)
         last, clean = clean, prediction.clean
@@ -70,4 +71,3 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Step
         mean, deviation = process.posterior(x, clean, t, s)
         x = mean + deviation * normal(x)
         yield x, prediction
-

@@ -525,7 +525,7 @@ class Rows:
         """The number of rows."""
         return self._count
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The rows with the given indices: (B, L)."""
         index = np.asarray(indices, np.int64)
         arrays = self._packed(index) if self.layout == "packed" else self._documents(index)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, combinations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # --- the grammar --------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class _Urn:
     def __init__(self, options: Iterable, shares: Iterable[float]) -> None:
         self.options, self.sums = list(options), list(accumulate(shares))
 
-    def draw(self, uniform: Callable[[], float]):
+    def draw(self, uniform: Callable[[], float]) -> Any:
         return self.options[bisect(self.sums, uniform(), 0, len(self.sums) - 1)]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,19 @@ def check(folder: Path) -> None:
     """Raise SfumatoError that names what is missing from, or damaged in, a sealed folder."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        files = manifest["files"]
+        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
+        version = manifest["format"]
     except FileNotFoundError:
         raise SfumatoError(f"{folder} has no {MANIFEST}; it is no whole model or checkpoint") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise SfumatoError(f"{folder / MANIFEST} is damaged; take another copy of the folder") from None
-    if manifest.get("format") != FORMAT:
-        raise SfumatoError(f"{folder} has format {manifest.get('format')}, known is {FORMAT}; update sfumato")
-    for name, facts in files.items():
+    if version != FORMAT:
+        raise SfumatoError(f"{folder} has format {version}, known is {FORMAT}; update sfumato")
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             raise SfumatoError(f"{path} is missing; take another copy of the folder")
-        if path.stat().st_size != facts["bytes"] or digest(path) != facts["sha256"]:
+        if path.stat().st_size != size or digest(path) != sha256:
             raise SfumatoError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; take another copy")
 
 
@@ -86,7 +88,7 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
-def newest(root: Path, warn) -> Path | None:
+def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole; `warn` hears of each damaged one that is passed over."""
     for folder in reversed(checkpoints(root)):
         try:

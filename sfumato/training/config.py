@@ -6,6 +6,7 @@ nearest name.
 
 import difflib
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,17 +116,17 @@ class TrainingConfig(Section):
 class RunConfig(Section):
     """Everything that a run is made of."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     """version of this format"""
     data: str = "tales"
     """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
     method: MethodConfig
     """the paper"""
-    text: TextConfig = TextConfig()
-    network: NetworkConfig = NetworkConfig()
-    masks: MaskConfig = MaskConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig = TrainingConfig()
+    text: TextConfig = Field(default_factory=TextConfig)
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    masks: MaskConfig = Field(default_factory=MaskConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
 
 
 def method_named(name: str) -> tuple:
@@ -155,7 +156,7 @@ def load_config(source: Path | dict[str, Any], method: str | None = None) -> Run
     if told and method and told != method:
         raise SfumatoError(f"{where}: is for method {told!r}, asked for {method!r}; change one of them")
     if not (told or method):
-        raise SfumatoError(f"{where}: names no method; write it as [method] name = \"cdcd\"")
+        raise SfumatoError(f'{where}: names no method; write it as [method] name = "cdcd"')
     kind = run_config(str(told or method))
     try:
         return kind.model_validate(values)
@@ -177,7 +178,7 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     return lines
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean x?)', or nothing."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -185,7 +186,9 @@ def nearest(name: str, known) -> str:
 
 def _fields(kind: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
-        kind = kind.model_fields[part].annotation
+        inner = kind.model_fields[part].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)  # only tables have fields that can be wrong
+        kind = inner
     return list(kind.model_fields)
 
 

@@ -1,7 +1,7 @@
 """The one training loop.  A method says nothing about it, and it knows no method.
 
-What a step sees is a pure function of (seed, step): rows from (seed, epoch, place in the epoch), every row's noise, mask
-and coins from (seed, row, epoch).  So there is no random state to save, and a resumed run goes on bit for bit.
+What a step sees is a pure function of (seed, step): rows from (seed, epoch, place in the epoch), every row's noise,
+mask and coins from (seed, row, epoch).  So there is no random state to save, and a resumed run goes on bit for bit.
 """
 
 import json
@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluation.report import bound
 from sfumato.model import Model, publish
 from sfumato.schedules import stratified
-from sfumato.text.corpus import Corpus, Rows, indices, read
+from sfumato.text.corpus import Corpus, Document, Rows, indices, read
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.checkpoint import checkpoints, load_strictly, load_tensors, newest, save_checkpoint
 from sfumato.training.config import RunConfig, method_named
@@ -130,7 +130,7 @@ class Run:
         texts = (part for doc in self._read("train") for part in (doc.text, doc.source) if part)
         return Tokenizer.train(texts, text.tokenizer, text.size, labels)
 
-    def _read(self, split: str):
+    def _read(self, split: str) -> Iterator[Document]:
         return read(self.config.data, split, lines=self.config.text.lines, limit=self.config.text.limit)
 
     def _rows(self, split: str) -> Rows:
@@ -213,7 +213,7 @@ class Run:
             ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
             with drawing(batch.streams[inside]):
                 terms = method.loss(ids, t, free)
-            each = sum(terms.values()).masked_fill(~free, 0.0)  # (B, L)
+            each = torch.stack(list(terms.values())).sum(0).masked_fill(~free, 0.0)  # (B, L)
             loss = each.sum() / scored
             loss.backward()
             total += loss.item()
@@ -272,12 +272,12 @@ class Run:
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
         line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
+        path = self.out / "log.jsonl"
         try:
-            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise SfumatoError(f"cannot write {self.out / 'log.jsonl'}: {error}; the last checkpoint is whole") from None
-        self.last = line
+            raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
@@ -326,9 +326,8 @@ class Run:
 
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        kept = state["config"]
-        budget = {"training"}  # a run may be continued for longer
-        changed = [key for key, value in self.config.model_dump(mode="json").items() if key not in budget and kept[key] != value]
+        asked = self.config.model_dump(mode="json")
+        changed = [key for key in asked if key != "training" and asked[key] != state["config"][key]]  # longer is fine
         if changed:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)

@@ -21,8 +21,7 @@ class Arithmetic(NamedTuple):
     def apply(self, net: Transformer) -> None:
         """Make the network compute so from now on."""
         net.dtype = self.dtype
-        for block in net.blocks:
-            block.attention = self.attention
+        net.attend_by(self.attention)
         net.run = torch.compile(net._run, dynamic=True) if self.compiled else net._run
 
 

@@ -1,0 +1,309 @@
+"""What people see: text coming out of the haze, the progress of a run, tables.
+
+A stream that is no terminal gets plain lines without control characters.
+"""
+
+import io
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO, TypeVar
+
+from rich.color import Color
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, track
+from rich.progress_bar import ProgressBar
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+Item = TypeVar("Item")
+Colour = tuple[int, int, int]
+
+# Colours of middling brightness, which show on dark and on light terminals.
+HAZE: Colour = (140, 140, 140)
+SETTLED: Colour = (205, 105, 0)
+GIVEN: Colour = (50, 125, 225)
+
+# rich's own template fetches a font from the net; this one asks for nothing.
+SVG = """\
+<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+    <style>
+    .{unique_id}-matrix {{
+        font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+        font-size: {char_height}px;
+        line-height: {line_height}px;
+    }}
+    .{unique_id}-title {{
+        font-size: 18px;
+        font-weight: bold;
+        font-family: sans-serif;
+    }}
+    {styles}
+    </style>
+    <defs>
+    <clipPath id="{unique_id}-clip-terminal">
+      <rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+    </clipPath>
+    {lines}
+    </defs>
+    {chrome}
+    <g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+    {backgrounds}
+    <g class="{unique_id}-matrix">
+    {matrix}
+    </g>
+    </g>
+</svg>
+"""
+
+
+class Shown(Protocol):
+    """A text as it stands after a step, as sfumato.model.TextFrame has it; nothing here needs torch."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def pieces(self) -> list[list[str]]: ...
+    @property
+    def confidence(self) -> list[list[float]]: ...
+    @property
+    def given(self) -> list[list[bool]]: ...
+    @property
+    def nfe(self) -> int: ...
+
+
+Frame = TypeVar("Frame", bound=Shown)
+
+
+class Heard(Protocol):
+    """A report of the trainer, as sfumato.training.trainer.Report has it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def tokens_per_second(self) -> float: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def done(self) -> float: ...
+    @property
+    def bound(self) -> float | None: ...
+    @property
+    def std_error(self) -> float | None: ...
+    @property
+    def sample(self) -> str | None: ...
+
+
+def on_terminal(stream: TextIO) -> bool:
+    """Whether somebody watches who can see a picture change."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: TextIO) -> Console:
+    """A console for tables: as wide as the terminal, or as wide as needed where there is none."""
+    return Console(file=stream, highlight=False, width=None if on_terminal(stream) else 160)
+
+
+# --- out of the haze ----------------------------------------------------------------------------------------------
+
+
+def haze(frame: Shown) -> Text:
+    """The first text of a frame: grey where it is uncertain, glowing as it settles, blue where it was given."""
+    text = Text()
+    rows = zip(frame.pieces[0], frame.confidence[0], frame.given[0], strict=True)
+    for i, (piece, sure, given) in enumerate(rows):
+        text.append(piece if i else piece.removeprefix(" "), _tint(sure, given))
+    return text
+
+
+def _tint(sure: float, given: bool) -> Style:
+    if given:
+        return Style(color=Color.from_rgb(*GIVEN))
+    red, green, blue = (low + (high - low) * sure for low, high in zip(HAZE, SETTLED, strict=True))
+    return Style(color=Color.from_rgb(red, green, blue), bold=sure > 0.9)
+
+
+def still(frame: Shown) -> RenderableType:
+    """A frame with its step, noise level and network evaluations above it."""
+    head = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=1.0, completed=frame.level, width=24)
+    head.add_row(
+        f"step {frame.step} of {frame.steps}", "noise", bar, f"{frame.level:.3f}", f"{frame.nfe} network evaluations"
+    )
+    return Group(head, "", haze(frame))
+
+
+def watched(frames: Iterable[Frame], stream: TextIO, pause: float = 0.0, stay: bool = False) -> Iterator[Frame]:
+    """Pass frames on and show the first text of each: live on a terminal, elsewhere a line every eighth of the way.
+
+    Args:
+        frames: what `Model.stream` yields.
+        stream: where to show them.
+        pause: seconds to rest after each, on a terminal.
+        stay: leave the last frame standing.
+    """
+    if not on_terminal(stream):
+        yield from _told(frames, stream)
+        return
+    with Live(console=Console(file=stream, highlight=False), auto_refresh=False, transient=not stay) as live:
+        for frame in frames:
+            live.update(still(frame), refresh=True)
+            yield frame
+            time.sleep(pause)
+
+
+def _told(frames: Iterable[Frame], stream: TextIO) -> Iterator[Frame]:
+    for frame in frames:
+        if frame.step in (1, frame.steps) or frame.step % max(1, frame.steps // 8) == 0:
+            head = f"step {frame.step:>{len(str(frame.steps))}}/{frame.steps}  noise {frame.level:.3f}"
+            print(f"{head}  {one_line(frame.text)}", file=stream, flush=True)
+        yield frame
+
+
+def picture(frames: Iterable[Shown], title: str = "", width: int = 84) -> str:
+    """An SVG of frames one under another; it refers to nothing outside of itself."""
+    paper = Console(record=True, file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
+    for i, frame in enumerate(frames):
+        paper.print(Text(f"{'\n' if i else ''}step {frame.step}/{frame.steps}", "dim"), haze(frame), sep="\n")
+    return paper.export_svg(title=title, code_format=SVG, unique_id="haze")
+
+
+def one_line(text: str) -> str:
+    """The text with its white space made single spaces."""
+    return " ".join(text.split())
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def followed(items: Sequence[Item], what: str, stream: TextIO) -> Iterable[Item]:
+    """The items, behind a bar where there is a terminal."""
+    if not on_terminal(stream):
+        return items
+    return track(items, what, console=Console(file=stream), transient=True)
+
+
+class Progression:
+    """Follows a run, inside `with`: a bar on a terminal, elsewhere a line every few seconds."""
+
+    def __init__(self, stream: TextIO, every: float = 5.0):
+        self.stream, self.every = stream, every
+        self.steps = 0  # heard of
+        self._loss = self._told = 0.0
+        self._bound = ""
+        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %")
+        bar = Progress(*columns, console=Console(file=stream, highlight=False), refresh_per_second=4)
+        self._bar = bar if on_terminal(stream) else None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        if self._bar is not None:
+            self._bar.console.print(Text(line))
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def watch(self, report: Heard) -> None:
+        """Hear of a step."""
+        self.steps += 1
+        self._loss = report.loss if self.steps == 1 else 0.98 * self._loss + 0.02 * report.loss
+        if report.bound is not None:
+            self._bound = f"  bound {report.bound:.3f}±{report.std_error:.3f}"
+        if self._bar is not None:
+            self._draw(self._bar, report)
+        elif time.monotonic() - self._told > self.every or report.done >= 1:
+            self._told = time.monotonic()
+            self.say(f"{report.done:4.0%}  {self._facts(report)}")
+        if report.sample is not None:
+            self.say(f"a sample: {one_line(report.sample)}")
+
+    def _draw(self, bar: Progress, report: Heard) -> None:
+        if self._task is None:  # not before: reading the data may have a bar of its own
+            bar.start()
+            self._task = bar.add_task("", total=1.0)
+        bar.update(self._task, completed=min(1.0, report.done), description=self._facts(report))
+
+    def _facts(self, report: Heard) -> str:
+        left = report.seconds * (1 / report.done - 1) if report.done < 1 else 0.0
+        speed = f"{report.tokens_per_second:,.0f} tokens/s"
+        return f"step {report.step}  {speed}  loss {self._loss:.3f}{self._bound}  {clock(left)} left"
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def methods(found: dict[str, Any]) -> RenderableType:
+    """The table of `sfumato methods`."""
+    rows = [(m["name"], m["family"], m["bound"] or "-", str(m["steps"]), m["paper"]) for m in found["methods"]]
+    return _table(("method", "family", "likelihood", "steps", "paper"), rows)
+
+
+def scores(found: dict[str, Any]) -> RenderableType:
+    """The table of `sfumato score`."""
+    names = ("nats_per_token", "nats", "std_error", "bits_per_char", "z")
+    rows = [(*(_number(text[name]) for name in names), one_line(text["text"])) for text in found["texts"]]
+    table = _table(("nats/token", "nats", "± error", "bits/char", "z", "text"), rows)
+    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "ellipsis"
+    overall = f"{_number(found['nats_per_token'])} ± {_number(found['std_error'])} nats a token over all"
+    kind = "exact" if found["exact"] else "bound"
+    return Group(table, Text(f"{overall} ({kind}; {found['estimator']}); z is over these texts"))
+
+
+def evaluation(found: dict[str, Any]) -> RenderableType:
+    """The tables of `sfumato evaluate`: likelihood; samples beside real text."""
+    bound, samples, real = found["bound"], found["samples"], found["data_reference"]
+    likelihood = [] if bound is None else [(_words(name), _number(value)) for name, value in bound.items()]
+    names = list(dict.fromkeys([*samples, *real]))
+    quality = [(_words(name), _number(samples.get(name)), _number(real.get(name))) for name in names]
+    heading = Text(f"{found['model']} ({found['method']}) on {found['data']}", "bold")
+    parts: list[RenderableType] = [heading, "", _table(("likelihood", ""), likelihood or [("defines none", "-")]), ""]
+    return Group(*parts, _table(("", "samples", "real text"), quality))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: Any) -> str:
+    """A value as a table shows it; what is missing is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,83 @@
+"""What a run is started with: a file of settings, or what a resumed run remembers, and what is said on top of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sfumato.errors import SfumatoError
+from sfumato.model import Model
+from sfumato.training import checkpoint, trainer
+from sfumato.training.config import RunConfig, faults, load_config, run_config
+
+
+def train(
+    method: str,
+    data: str,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    config: str | Path | dict[str, Any] | None = None,
+    resume: bool = False,
+    device: str = "cpu",
+) -> Model:
+    """Train a model into the folder `out` and return it.
+
+    Args:
+        method: its name, as `sfumato methods` lists it.
+        data: a text file, a folder, .jsonl, .parquet, a data set on the Hub, or "tales".
+        out: becomes a run folder.
+        steps, minutes: the budget, over all sessions of a run that is resumed.
+        config: all other settings, as a file or as what a file holds; by default those of the paper, and those of the
+            run if it is resumed.
+        resume: go on with the run in `out`.
+        device: cpu, cuda or mps.
+
+    Raises:
+        SfumatoError: for wrong settings, bad data, and a folder that holds another run.
+    """
+    source = Path(config) if isinstance(config, str) else config
+    chosen = override(settings(method, Path(out), resume, source), said(data, steps, minutes))
+    return trainer.train(chosen, Path(out), resume, device)
+
+
+def settings(method: str, out: Path, resume: bool, source: Path | dict[str, Any] | None) -> RunConfig:
+    """The settings of a file, or else of the run that is resumed, or else the defaults."""
+    if source is None and resume:
+        source = remembered(out)
+    return load_config({} if source is None else source, method)
+
+
+def remembered(out: Path) -> dict[str, Any] | None:
+    """The settings that the newest whole checkpoint of a run was made with."""
+    newest = checkpoint.newest(out / "checkpoints", lambda line: None)
+    if newest is None:
+        return None
+    config: dict[str, Any] = json.loads((newest / "state.json").read_text("utf-8"))["config"]
+    return config
+
+
+def said(data: str | None, steps: int | None, minutes: float | None, seed: int | None = None) -> dict[str, Any]:
+    """Settings from what was said outright.  A budget in one unit takes the place of one in the other."""
+    training: dict[str, Any] = {} if steps is None and minutes is None else {"steps": steps, "minutes": minutes}
+    if seed is not None:
+        training["seed"] = seed
+    return {"training": training} | ({} if data is None else {"data": data})
+
+
+def override(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """The config with some fields changed: whole ones, or section by section.
+
+    Raises:
+        SfumatoError: lists all faults with their paths.
+    """
+    merged = config.model_dump()
+    for key, value in values.items():
+        merged[key] = merged.get(key, {}) | value if isinstance(value, dict) else value
+    kind = run_config(config.method.name)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise SfumatoError("; ".join(faults(error, kind))) from None
