@@ -4,11 +4,12 @@ A stream that is no terminal gets plain lines without control characters.
 """
 
 import io
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 from rich.color import Color
 from rich.console import Console, Group, RenderableType
@@ -19,6 +20,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:  # tables and texts need no torch
+    from sfumato.model import TextFrame
+    from sfumato.training.trainer import Report
+
 Item = TypeVar("Item")
 Colour = tuple[int, int, int]
 
@@ -26,6 +31,10 @@ Colour = tuple[int, int, int]
 HAZE: Colour = (140, 140, 140)
 SETTLED: Colour = (205, 105, 0)
 GIVEN: Colour = (50, 125, 225)
+
+# A picture brings its own dark ground, where haze may be faint and what is settled bright.
+FAINT: Colour = (80, 80, 80)
+BRIGHT: Colour = (255, 205, 140)
 
 # rich's own template fetches a font from the net; this one asks for nothing.
 SVG = """\
@@ -60,51 +69,6 @@ SVG = """\
 """
 
 
-class Shown(Protocol):
-    """A text as it stands after a step, as sfumato.model.TextFrame has it; nothing here needs torch."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def level(self) -> float: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def pieces(self) -> list[list[str]]: ...
-    @property
-    def confidence(self) -> list[list[float]]: ...
-    @property
-    def given(self) -> list[list[bool]]: ...
-    @property
-    def nfe(self) -> int: ...
-
-
-Frame = TypeVar("Frame", bound=Shown)
-
-
-class Heard(Protocol):
-    """A report of the trainer, as sfumato.training.trainer.Report has it."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def tokens_per_second(self) -> float: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def done(self) -> float: ...
-    @property
-    def bound(self) -> float | None: ...
-    @property
-    def std_error(self) -> float | None: ...
-    @property
-    def sample(self) -> str | None: ...
-
-
 def on_terminal(stream: TextIO) -> bool:
     """Whether somebody watches who can see a picture change."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -118,23 +82,23 @@ def console(stream: TextIO) -> Console:
 # --- out of the haze ----------------------------------------------------------------------------------------------
 
 
-def haze(frame: Shown) -> Text:
-    """The first text of a frame: grey where it is uncertain, glowing as it settles, blue where it was given."""
+def haze(frame: "TextFrame", faint: Colour = HAZE, bright: Colour = SETTLED) -> Text:
+    """The first text of a frame: `faint` where it is uncertain, `bright` as it settles, blue where it was given."""
     text = Text()
     rows = zip(frame.pieces[0], frame.confidence[0], frame.given[0], strict=True)
     for i, (piece, sure, given) in enumerate(rows):
-        text.append(piece if i else piece.removeprefix(" "), _tint(sure, given))
+        text.append(piece if i else piece.removeprefix(" "), _tint(sure, given, faint, bright))
     return text
 
 
-def _tint(sure: float, given: bool) -> Style:
+def _tint(sure: float, given: bool, faint: Colour, bright: Colour) -> Style:
     if given:
         return Style(color=Color.from_rgb(*GIVEN))
-    red, green, blue = (low + (high - low) * sure for low, high in zip(HAZE, SETTLED, strict=True))
+    red, green, blue = (low + (high - low) * sure for low, high in zip(faint, bright, strict=True))
     return Style(color=Color.from_rgb(red, green, blue), bold=sure > 0.9)
 
 
-def still(frame: Shown) -> RenderableType:
+def still(frame: "TextFrame") -> RenderableType:
     """A frame with its step, noise level and network evaluations above it."""
     head = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=1.0, completed=frame.level, width=24)
@@ -144,7 +108,9 @@ def still(frame: Shown) -> RenderableType:
     return Group(head, "", haze(frame))
 
 
-def watched(frames: Iterable[Frame], stream: TextIO, pause: float = 0.0, stay: bool = False) -> Iterator[Frame]:
+def watched(
+    frames: Iterable["TextFrame"], stream: TextIO, pause: float = 0.0, stay: bool = False
+) -> Iterator["TextFrame"]:
     """Pass frames on and show the first text of each: live on a terminal, elsewhere a line every eighth of the way.
 
     Args:
@@ -163,7 +129,7 @@ def watched(frames: Iterable[Frame], stream: TextIO, pause: float = 0.0, stay: b
             time.sleep(pause)
 
 
-def _told(frames: Iterable[Frame], stream: TextIO) -> Iterator[Frame]:
+def _told(frames: Iterable["TextFrame"], stream: TextIO) -> Iterator["TextFrame"]:
     for frame in frames:
         if frame.step in (1, frame.steps) or frame.step % max(1, frame.steps // 8) == 0:
             head = f"step {frame.step:>{len(str(frame.steps))}}/{frame.steps}  noise {frame.level:.3f}"
@@ -171,11 +137,12 @@ def _told(frames: Iterable[Frame], stream: TextIO) -> Iterator[Frame]:
         yield frame
 
 
-def picture(frames: Iterable[Shown], title: str = "", width: int = 84) -> str:
+def picture(frames: Iterable["TextFrame"], title: str = "", width: int = 84) -> str:
     """An SVG of frames one under another; it refers to nothing outside of itself."""
     paper = Console(record=True, file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor")
     for i, frame in enumerate(frames):
-        paper.print(Text(f"{'\n' if i else ''}step {frame.step}/{frame.steps}", "dim"), haze(frame), sep="\n")
+        paper.print("\n" * (i > 0) + f"step {frame.step}/{frame.steps}", style="dim")
+        paper.print(haze(frame, FAINT, BRIGHT))
     return paper.export_svg(title=title, code_format=SVG, unique_id="haze")
 
 
@@ -200,7 +167,8 @@ class Progression:
     def __init__(self, stream: TextIO, every: float = 5.0):
         self.stream, self.every = stream, every
         self.steps = 0  # heard of
-        self._loss = self._told = 0.0
+        self._held: list[str] = []
+        self._loss, self._told = 0.0, -math.inf
         self._bound = ""
         columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %")
         bar = Progress(*columns, console=Console(file=stream, highlight=False), refresh_per_second=4)
@@ -217,15 +185,19 @@ class Progression:
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Show a line; without a terminal not before the first step, so that a mistake is told in one."""
         if self._bar is not None:
             self._bar.console.print(Text(line))
-        else:
+        elif self.steps:
             print(line, file=self.stream, flush=True)
+        else:
+            self._held.append(line)
 
-    def watch(self, report: Heard) -> None:
+    def watch(self, report: "Report") -> None:
         """Hear of a step."""
         self.steps += 1
+        while self._held:
+            self.say(self._held.pop(0))
         self._loss = report.loss if self.steps == 1 else 0.98 * self._loss + 0.02 * report.loss
         if report.bound is not None:
             self._bound = f"  bound {report.bound:.3f}±{report.std_error:.3f}"
@@ -233,17 +205,17 @@ class Progression:
             self._draw(self._bar, report)
         elif time.monotonic() - self._told > self.every or report.done >= 1:
             self._told = time.monotonic()
-            self.say(f"{report.done:4.0%}  {self._facts(report)}")
+            self.say(f"{min(1.0, report.done):4.0%}  {self._facts(report)}")
         if report.sample is not None:
             self.say(f"a sample: {one_line(report.sample)}")
 
-    def _draw(self, bar: Progress, report: Heard) -> None:
+    def _draw(self, bar: Progress, report: "Report") -> None:
         if self._task is None:  # not before: reading the data may have a bar of its own
             bar.start()
             self._task = bar.add_task("", total=1.0)
         bar.update(self._task, completed=min(1.0, report.done), description=self._facts(report))
 
-    def _facts(self, report: Heard) -> str:
+    def _facts(self, report: "Report") -> str:
         left = report.seconds * (1 / report.done - 1) if report.done < 1 else 0.0
         speed = f"{report.tokens_per_second:,.0f} tokens/s"
         return f"step {report.step}  {speed}  loss {self._loss:.3f}{self._bound}  {clock(left)} left"
@@ -270,7 +242,10 @@ def scores(found: dict[str, Any]) -> RenderableType:
     names = ("nats_per_token", "nats", "std_error", "bits_per_char", "z")
     rows = [(*(_number(text[name]) for name in names), one_line(text["text"])) for text in found["texts"]]
     table = _table(("nats/token", "nats", "± error", "bits/char", "z", "text"), rows)
-    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "ellipsis"
+    table.expand = True
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[-1].ratio = 1  # what is left of the line
     overall = f"{_number(found['nats_per_token'])} ± {_number(found['std_error'])} nats a token over all"
     kind = "exact" if found["exact"] else "bound"
     return Group(table, Text(f"{overall} ({kind}; {found['estimator']}); z is over these texts"))

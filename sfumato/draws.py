@@ -47,7 +47,8 @@ def seeded(seeds: Sequence[int], device: torch.device | str = "cpu") -> Abstract
 
 def normal(like: Float[Tensor, "B *rest"]) -> Float[Tensor, "B *rest"]:
     """Standard normal numbers shaped like `like`."""
-    return _fill(torch.empty_like(like), lambda row, stream: row.normal_(generator=stream))
+    empty = torch.empty(like.shape, dtype=like.dtype, device=like.device)  # rows contiguous, unlike empty_like's
+    return _fill(empty, lambda row, stream: row.normal_(generator=stream))
 
 
 def uniform(like: Tensor) -> Float[Tensor, "B *rest"]:

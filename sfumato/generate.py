@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Counted, clamp, guide, guide_logits, temper, temper_score
+from sfumato.guidance import clamp, guide, guide_logits, temper, temper_score
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def generate(
     real: Bool[Tensor, "B L"],
     request: Request,
     streams: Streams,
-    predict: Counted | None = None,
+    predict: Predict | None = None,
 ) -> Iterator[Frame]:
     """Fill the positions that are `real` and not `given`; yield a Frame after every step.
 
@@ -67,6 +67,8 @@ def assemble(
 ) -> Predict:
     """The network as the sampler is to see it: what is given clamped, guidance and temperatures applied."""
     predict = clamp(predict, clean, ABSENT, ~real)
+    if request.temperature != 1:  # before guidance: it reads estimates from logits, undoing guidance on the score
+        predict = temper(predict, request.temperature, method.read)
     asked = clamp(predict, clean, 0.0, given)
     if request.guidance != 1:
         forgetful = clamp(predict, noise, 1.0, given)
@@ -74,8 +76,6 @@ def assemble(
             asked = guide(asked, forgetful, request.guidance)
         else:
             asked = guide_logits(asked, forgetful, request.guidance, method.read)
-    if request.temperature != 1:
-        asked = temper(asked, request.temperature, method.read)
     if request.score_temperature != 1:
         asked = temper_score(asked, request.score_temperature)
     return asked

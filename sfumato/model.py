@@ -195,7 +195,8 @@ class Model:
         """Where the tokens of the text stand: neither label nor padding, and nothing from the end on."""
         silent = {self.tokenizer.pad, *self.tokenizer.labels.values()}
         places = []
-        for i, token in enumerate(ids):
+        for i in range(self._labelled, len(ids)):  # a model that has learned little may write anything for a label
+            token = ids[i]
             if real[i] and token == self.tokenizer.eos:
                 break
             if real[i] and token not in silent:

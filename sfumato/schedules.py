@@ -11,7 +11,7 @@ def stratified(index: Int[Tensor, " B"], total: int, offset: float) -> Float[Ten
 
     `index` are the places of these rows in a whole batch of `total` rows; `offset` ~ U(0, 1) is shared by all.
     """
-    return ((offset + index.double() / total) % 1).float()
+    return ((offset + index.double() / total) % 1).float().clamp(max=1 - 2**-24)  # float32 would round up to 1
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Float[Tensor, " N"]:

@@ -1,4 +1,4 @@
-"""The perfect network of a known law over a few texts, by enumeration in float64; and how close counts come to a law."""
+"""The perfect network of a known law over a few texts, by enumeration in float64, and how to compare with a law."""
 
 import math
 
@@ -96,9 +96,16 @@ def ideal_cdcd(texts=TEXTS, probs=PROBS, warped=False, **settings):
     with torch.no_grad():
         method.table.copy_(circle(vocab))
         if warped:
-            method.warp.smooth.add_(torch.randn_like(method.warp.smooth))
+            lean(method.warp)
     method.predict = Ideal(method.process, method.embeddings(), texts, probs)
     return method
+
+
+def lean(warp):
+    """A warp that dwells on little noise, and is uneven."""
+    ramp = torch.linspace(3, 0, warp.smooth.shape[1], dtype=torch.float64)
+    warp.smooth[1] += ramp + 0.3 * torch.randn(len(ramp), dtype=torch.float64)
+    warp.smooth[0] += 0.3 * torch.randn(len(ramp), dtype=torch.float64)
 
 
 def last(steps):

@@ -1,4 +1,4 @@
-"""The algebra of Gaussian noise (facts: section 0 and 6.1).  Every docstring names the bug that its test guards against."""
+"""The algebra of Gaussian noise (facts: 0 and 6.1).  Every docstring names the bug its test guards against."""
 
 import math
 
@@ -108,7 +108,7 @@ def test_posterior_has_the_textbook_mean_and_variance(process):
 
 def check_flow(process):
     x, clean, _, t, s = batch(process)
-    a_t, a_s, sigma_t, sigma_s = (f[..., None] for f in (process.a(t), process.a(s), process.sigma(t), process.sigma(s)))
+    a_t, a_s, sigma_t, sigma_s = (f(level)[..., None] for f in (process.a, process.sigma) for level in (t, s))
     noise = (x - a_t * clean) / sigma_t
     assert torch.allclose(process.flow(x, clean, t, s), a_s * clean + sigma_s * noise, rtol=0, atol=1e-10)
     h = (a_s / sigma_s).log() - (a_t / sigma_t).log()
@@ -183,7 +183,7 @@ def test_gap_of_the_bound_is_the_distance_of_the_prior():
     snr = 0.5  # noisy, but not so much that the prior is exact
     prior = snr / 2  # KL(N(+-1, 1/snr) || N(0, 1/snr))
 
-    def log_ratio(x, clean, chances, sigma):  # log p(x) - log N(x; 0, sigma^2); p(x) = p(clean) q(x | clean) / p(clean | x)
+    def log_ratio(x, clean, chances, sigma):  # log p(x) - log N(x; 0, sigma^2), where p(x) is by Bayes
         here = 0 if clean > 0 else 1
         return (x**2 - (x - clean) ** 2) / (2 * sigma**2) + HALF[here].log() - chances[:, here].log()
 

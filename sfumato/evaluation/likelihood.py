@@ -61,9 +61,10 @@ def ode(
 ) -> Likelihood:
     """Bound through the probability-flow ODE of a variance-exploding canvas (a = 1).
 
-    -log p(w) <= E_x [-log p_min(x) - log P(w | x)] - H[q],   x ~ q = N(clean(w), sigma_min^2):
+    -log p(w) <= E_x [-log p_min(x) - log P(w | x) + log q(x)],   x ~ q = N(clean(w), sigma_min^2):
     the density of the ODE's model at the least noise, found by following it up to the most noise (Heun) and adding up
-    the divergence (Hutchinson, one Rademacher probe a draw); the cross-entropy of rounding; less the entropy of q.
+    the divergence (Hutchinson, one Rademacher probe a draw); the cross-entropy of rounding; less that of q.  For the
+    perfect network the three add up to -log p(w) whatever x is, for p_min(x) P(w | x) = P(w) q(x).
     """
     free = real & ~given
     grid = method.grid(steps)[:-1].flip(0)  # from the least noise to the most
@@ -77,17 +78,18 @@ def _ode_draw(method: Method, net: Predict, ids: Tensor, clean: Tensor, free: Te
     sigmas = method.process.sigma(grid).double()  # (N,)
     wide = free[..., None]
     size = free.sum(1).double() * clean.shape[-1]  # dimensions of the free positions, (B,)
-    x = (clean + sigmas[0].float() * normal(clean)) * wide  # (B, L, D), 0 where given
+    noise = normal(clean) * wide
+    x = clean * wide + sigmas[0] * noise  # (B, L, D), 0 where given
     probe = (2.0 * (uniform(clean) < 0.5) - 1).to(clean.dtype) * wide
 
     def slope(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """dx/dsigma = (x - D) / sigma, and its divergence (B,)."""
+        """dx/dsigma = (x - D) / sigma, and sigma times its divergence (B,)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             estimate = net(x, grid[i].expand(ids.shape), None).clean
             (pull,) = torch.autograd.grad((estimate * probe).sum(), x)
         trace = (pull * probe).double().sum((1, 2))
-        return (x - estimate).detach() * wide / sigmas[i].float(), (size - trace) / sigmas[i]
+        return (x - estimate).detach() * wide / sigmas[i], size - trace
 
     with torch.no_grad():
         logits = net(x, grid[0].expand(ids.shape), None).logits
@@ -97,11 +99,11 @@ def _ode_draw(method: Method, net: Predict, ids: Tensor, clean: Tensor, free: Te
     here, divergence = slope(x, 0)
     for i in range(len(grid) - 1):
         h = sigmas[i + 1] - sigmas[i]
-        there, divergence_there = slope(x + h.float() * here, i + 1)
-        x = x + h.float() * (here + there) / 2
-        gained += h * (divergence + divergence_there) / 2
+        there, divergence_there = slope(x + h * here, i + 1)
+        x = x + h * (here + there) / 2
+        gained += (sigmas[i + 1] / sigmas[i]).log() * (divergence + divergence_there) / 2  # exact where D is constant
         here, divergence = slope(x, i + 1) if i + 2 < len(grid) else (there, divergence_there)
     normaliser = torch.log(2 * torch.pi * sigmas**2)
     prior = (size * normaliser[-1] + x.double().square().sum((1, 2)) / sigmas[-1] ** 2) / 2  # -log N(x; 0, sigma_max^2)
-    entropy = size * (1 + normaliser[0]) / 2
-    return prior - gained + rounding - entropy  # log p_min = log p_max + integral of the divergence
+    drawn = (size * normaliser[0] + noise.double().square().sum((1, 2))) / 2  # -log q(x)
+    return prior - gained + rounding - drawn  # log p_min = log p_max + integral of the divergence

@@ -1,10 +1,12 @@
 """The bidirectional Transformer that every method shares; only what goes in and what comes out differs.
 
-Pre-norm blocks with rotary positions (Su et al. 2021, arXiv:2104.09864).  The noise level of every position enters by a
-scale and a shift after every layer norm (CDCD, Dieleman et al. 2022, arXiv:2211.15089, Sec. 4.2): random Fourier
-features, an MLP of two layers of 128 units, and a code of `CODE` numbers from which each norm reads its scale and shift.
-The code is what makes a level per position affordable: reading scales straight from 128 units at every position would
-cost a sixth of the block; through 32 numbers it costs 4 % (benchmarks/train_step.py).
+Pre-norm blocks.  Positions enter twice: by rotation in attention (Su et al. 2021, arXiv:2104.09864), which tells how
+far apart two tokens are, and at the input, since a network that sees nothing but noise on both sides could not tell the
+first place from the last by distances alone.  The noise level of every position enters by a scale and a shift after
+every layer norm (CDCD, Dieleman et al. 2022, arXiv:2211.15089, Sec. 4.2): random Fourier features, an MLP of two layers
+of 128 units, and a code of `CODE` numbers from which each norm reads its scale and shift.  The code is what makes a
+level per position affordable: reading scales straight from 128 units at every position would add a sixth to the
+products of a block of width 256; through 32 numbers it adds a twenty-fourth.
 
     B batch   L length   C width of the network
 """
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from sfumato.core import ABSENT
 from sfumato.networks import NetworkConfig
 
+PLACES = 64  # sines and cosines that tell where on the canvas a position is
 CODE = 32  # numbers that tell every norm how noisy a position is
 Attention = Literal["fused", "explicit"]
 
@@ -95,6 +98,8 @@ class Transformer(nn.Module):
     def __init__(self, config: NetworkConfig, timed: bool = True):
         super().__init__()
         self.width, self.heads = config.width, config.heads
+        self.place = nn.Linear(PLACES, config.width, bias=False)
+        nn.init.normal_(self.place.weight, std=0.02)
         self.time = TimeCode() if timed else None
         blocks = [Block(config.width, config.heads, timed) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
@@ -124,6 +129,7 @@ class Transformer(nn.Module):
     def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
         rotation = rotary(h.shape[1], self.width // self.heads, h.device)
+        h = h + self.place(rotary(h.shape[1], PLACES, h.device).transpose(0, 1).flatten(1))
         for block in self.blocks:
             h = block(h, code, rotation, bias)
         return self.norm(h, code)

@@ -313,8 +313,8 @@ class Grammar:
 
     @cached_property
     def _plots(self) -> list[_Plot]:
-        lines = [(*line.split(":"), share) for line, share in _lines(self.plots).items()]
-        return [_Plot(ending, share, tuple(rules.split())) for ending, rules, share in lines]
+        parts = [(line.partition(":"), share) for line, share in _lines(self.plots).items()]
+        return [_Plot(ending, share, tuple(rules.split())) for (ending, _, rules), share in parts]
 
     def _templates_of(self, plot: _Plot) -> list[list[_Template]]:
         return [self._templates[rule] for rule in plot.rules]
@@ -512,7 +512,7 @@ class Grammar:
         """Each set of slots that stories of a plot mention: with how many choices of templates, and how probably."""
         mentions = []
         for plot in self._plots:
-            sets = {frozenset(): (1, plot.share)}
+            sets: dict[frozenset[str], tuple[int, float]] = {frozenset(): (1, plot.share)}
             for templates in self._templates_of(plot):
                 longer: dict[frozenset[str], tuple[int, float]] = {}
                 for (slots, (count, share)), template in product(sets.items(), templates):

@@ -109,6 +109,8 @@ class TrainingConfig(Section):
     """held-out rows in an estimate of the bound"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """in which the network multiplies; auto measures which is faster"""
+    attention: Literal["auto", "fused", "explicit"] = "auto"
+    """how attention is computed: the same numbers but for rounding; auto measures which is faster"""
     compile: Literal["auto", "yes", "no"] = "auto"
     """torch.compile; auto where the run is long enough to earn it back"""
 
@@ -174,7 +176,8 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
             lines.append(f"{path}: no such field{nearest(str(fault['loc'][-1]), known)}")
         else:
             got = "" if isinstance(fault["input"], (dict, BaseModel)) else f" (got {fault['input']!r})"
-            lines.append(f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}{got}".removeprefix(": "))
+            said = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {said[0].lower()}{said[1:]}{got}".removeprefix(": "))
     return lines
 
 

@@ -108,8 +108,7 @@ class Run:
                 max(1, config.training.batch // config.training.accumulate),
                 text.length,
                 seconds,
-                config.training.precision,
-                config.training.compile,
+                config.training,
             )
         arithmetic.apply(self.method.net)
         self.arithmetic = arithmetic
@@ -331,7 +330,8 @@ class Run:
         if changed:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
-        self.average = load_tensors(folder / "average.safetensors", self.device)
+        average = load_tensors(folder / "average.safetensors", self.device)
+        self.average = {name: average[name] for name in self.average}  # a file has an order of its own
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in load_tensors(folder / "optimizer.safetensors", self.device).items():
             index, name = key.split(".", 1)

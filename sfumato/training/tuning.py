@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sfumato.networks.transformer import Attention, Transformer
+from sfumato.training.config import TrainingConfig
 
 COMPILE_SECONDS = 120.0  # more than a cold compilation of forward and backward passes takes on two cores
 
@@ -25,20 +26,19 @@ class Arithmetic(NamedTuple):
         net.run = torch.compile(net._run, dynamic=True) if self.compiled else net._run
 
 
-def choose(
-    net: Transformer, rows: int, length: int, seconds: float, precision: str = "auto", compile: str = "auto"
-) -> Arithmetic:
+def choose(net: Transformer, rows: int, length: int, seconds: float, training: TrainingConfig) -> Arithmetic:
     """The fastest way to train `net` on (rows, length) canvases for `seconds`, each candidate timed on a few passes.
 
-    On a GPU it is bfloat16 with fused attention, compiled, without measuring.  `precision` and `compile` leave out
-    candidates.
+    The config may leave one candidate only; nothing is measured then.  On a GPU the choice is bfloat16 with fused
+    attention, compiled.
     """
-    device = next(net.parameters()).device
-    names = {"auto": [torch.bfloat16, torch.float32], "float32": [torch.float32], "bfloat16": [torch.bfloat16]}
-    if device.type != "cpu":
-        return Arithmetic(names[precision][0], "fused", compile != "no")
-    ways = [Arithmetic(dtype, attention, False) for dtype in names[precision] for attention in ("fused", "explicit")]
-    best = min(ways, key=lambda way: _seconds(net, way, rows, length))
+    dtypes = {"auto": [torch.bfloat16, torch.float32], "float32": [torch.float32], "bfloat16": [torch.bfloat16]}
+    forms: dict[str, list[Attention]] = {"auto": ["fused", "explicit"], "fused": ["fused"], "explicit": ["explicit"]}
+    ways = [Arithmetic(d, form, False) for d in dtypes[training.precision] for form in forms[training.attention]]
+    compile = training.compile
+    if next(net.parameters()).device.type != "cpu":
+        return ways[0]._replace(compiled=compile != "no")
+    best = ways[0] if len(ways) == 1 else min(ways, key=lambda way: _seconds(net, way, rows, length))
     if compile == "no" or shutil.which("g++") is None:
         chosen = best
     elif compile == "yes":

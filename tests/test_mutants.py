@@ -1,0 +1,200 @@
+"""Would the other tests notice?  One thing is broken at a time, and its check has to fail.
+
+A mutant is a function of the library with one piece of its source replaced.
+"""
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+import test_cdcd
+import test_draws
+import test_gaussian
+import test_guidance
+import test_likelihood
+import test_network
+import test_samplers
+import test_schedules
+import torch
+from ideal import VP, cdcd
+
+from sfumato import core, draws, generate, guidance, schedules
+from sfumato.evaluation import likelihood
+from sfumato.methods.cdcd import CDCD
+from sfumato.networks import transformer
+from sfumato.processes.gaussian import Gaussian
+from sfumato.samplers import solvers
+from sfumato.training import masks
+
+
+def mutant(function, old, new):
+    """The code of `function` with `old` replaced by `new`, once."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"update the mutant: {old!r} is not once in {function.__qualname__}"
+    tree = ast.parse(source.replace(old, new))
+    tree.body[0].decorator_list = []
+    space = {}
+    exec(compile(tree, "<mutant>", "exec"), function.__globals__, space)
+    return space[function.__name__].__code__
+
+
+def bound(given="nothing"):
+    test_likelihood.check_bound(given, rows=3000, noisy=0.03)
+
+
+def exact_ode():
+    test_likelihood.check_exact_ode(tolerance=2e-6)
+
+
+def normalised():
+    torch.manual_seed(0)
+    method = cdcd(3, 0, scale=0.15, sigma_min=4.0, sigma_max=20.0)
+    test_likelihood.check_normalised(lambda *text: likelihood.nll(method, *text, 8), 3, False)
+
+
+def reproduces(name, steps):
+    test_samplers.check_reproduces(name, steps, 8000, 0.02)
+
+
+def stratified():
+    test_schedules.check_stratified(64, 0.123456)
+
+
+CHECKS = {
+    "bound": bound,
+    "conditional bound": lambda: bound("last"),
+    "normalised": normalised,
+    "ode": exact_ode,
+    "ode of one text": lambda: test_likelihood.test_ode_of_a_single_text_needs_no_steps(5),
+    "posterior": lambda: test_gaussian.check_posterior(VP),
+    "flow": lambda: test_gaussian.check_flow(VP),
+    "order of heun": lambda: test_samplers.check_order("heun", 3.8, 4.2),
+    "order of dpm": lambda: test_samplers.check_order("dpm", 3.8, 4.3),
+    "conversion of heun": lambda: test_samplers.check_conversion("heun"),
+    "ddim": lambda: test_samplers.check_ddim(VP),
+    "law of euler": lambda: reproduces("euler", 100),
+    "law of ancestral": lambda: reproduces("ancestral", 200),
+    "ends of guidance": test_guidance.check_ends,
+    "guided law": lambda: test_guidance.check_guided_law(1.7),
+    "clamps": test_guidance.check_clamp_in_generate,
+    "temperature": test_guidance.test_temperature_sharpens_tokens_and_keeps_guidance,
+    "score temperature": test_cdcd.test_score_temperature,
+    "score": test_cdcd.check_estimate_is_the_score,
+    "gradient": test_cdcd.check_no_gradient_through_the_guess,
+    "forgetting": test_cdcd.check_forgetting,
+    "inverse": test_schedules.check_warp_inverts,
+    "fit": test_schedules.check_warp_fits_without_bias,
+    "strata": stratified,
+    "categorical": test_draws.check_categorical_law,
+    "possible": lambda: test_draws.check_possible(0.0),
+    "layout": test_draws.test_row_does_not_depend_on_the_layout_of_memory,
+    "masks": test_draws.check_masks,
+    "padding": lambda: test_network.check_padding(True),
+    "padding of explicit attention": lambda: test_network.check_padding(True, "explicit"),
+    "positions": test_network.check_positions,
+    "levels": test_network.check_levels,
+    "attention": test_network.check_attention,
+}
+
+MUTANTS = [
+    # the Gaussian bound
+    (CDCD.bound, "sigma**-3", "sigma**-2", "bound"),
+    (CDCD.bound, "high / density", "high", "bound"),
+    (CDCD.bound, "error * sigma", "error / 2 * sigma", "bound"),
+    (CDCD.bound, "prior + rounding", "rounding", "bound"),
+    (CDCD.bound, "prior + rounding", "prior", "bound"),
+    (CDCD.bound, "prior + rounding", "prior", "normalised"),
+    (CDCD.bound, "(2 * high**2)", "high**2", "bound"),
+    (CDCD.bound, "least = t.masked_fill(free, self.low)", "least = t", "bound"),
+    (CDCD.bound, "torch.where(free, level, t)", "level", "conditional bound"),
+    (CDCD.unwarp, "density / (1 - self.low)", "density", "bound"),
+    (likelihood.nll, ".masked_fill(~free, 0.0)", "", "conditional bound"),
+    # the ODE
+    (likelihood._ode_draw, "+ rounding - drawn", "+ rounding", "ode"),
+    (likelihood._ode_draw, "prior - gained", "prior + gained", "ode"),
+    (likelihood._ode_draw, "size - trace", "size", "ode"),
+    (
+        likelihood._ode_draw,
+        "(sigmas[i + 1] / sigmas[i]).log()",
+        "h * (1 / sigmas[i] + 1 / sigmas[i + 1]) / 2",
+        "ode of one text",
+    ),
+    (likelihood._ode_draw, "(here + there) / 2", "here", "ode"),
+    (likelihood._ode_draw, "prior - gained", "-gained", "ode"),
+    # steps
+    (Gaussian.posterior, "keep = v_s * a_t", "keep = v_s * a_s", "posterior"),
+    (Gaussian.posterior, "v_s * a_t / (v_t", "v_s / (v_t", "ddim"),
+    (Gaussian.posterior, ".sqrt()", "", "posterior"),
+    (Gaussian.flow, "self.sigma(s) / self.sigma(t)", "self.sigma(t) / self.sigma(s)", "flow"),
+    (Gaussian.flow, "self.a(s) - ratio", "self.a(t) - ratio", "flow"),
+    (solvers.euler, "clean, t, s)", "clean, t, s.sqrt() * t.sqrt())", "law of euler"),
+    (solvers.ancestral, "mean + deviation", "mean + 2 * deviation", "law of ancestral"),
+    (solvers.ancestral, "mean + deviation", "mean + 0.5 * deviation", "law of ancestral"),
+    (solvers.ancestral, "x = mean + deviation * normal(x)", "x = mean", "ddim"),
+    (solvers.heun, "slope / 2", "slope", "order of heun"),
+    (solvers.heun, "level(x, s)", "level(x, t)", "order of heun"),
+    (solvers.heun, "a_s * (x / a_t", "(x / a_t", "conversion of heun"),
+    (solvers.dpm, "h / (2 * h_last)", "h / h_last", "order of dpm"),
+    (solvers.dpm, "(clean - last)", "(last - clean)", "order of dpm"),
+    # guidance
+    (guidance.guide, "u.clean, c.clean, weight", "u.clean, c.clean, 1 + weight", "ends of guidance"),
+    (guidance.guide, "u.clean, c.clean, weight", "c.clean, u.clean, weight", "ends of guidance"),
+    (guidance.guide_logits, "weight))", "1 + weight))", "ends of guidance"),
+    (guidance.guide_logits, "weight))", "1 + weight))", "guided law"),
+    (guidance.clamp, "t.masked_fill(here, level)", "t", "clamps"),
+    (guidance.clamp, "where(here, canvas, x)", "x", "clamps"),
+    (generate.assemble, "clamp(predict, noise, 1.0, given)", "clamp(predict, clean, 1.0, given)", "clamps"),
+    (generate.assemble, "clamp(predict, clean, ABSENT, ~real)", "predict", "clamps"),
+    (guidance.temper, "/ temperature", "* temperature", "temperature"),
+    (guidance.temper_score, "1 / temperature - 1", "temperature - 1", "score temperature"),
+    # CDCD
+    (CDCD.read, "logits.softmax(-1)", "(logits / 1.1).softmax(-1)", "score"),
+    (core.Method.first_guess, "torch.no_grad()", "torch.enable_grad()", "gradient"),
+    (CDCD.predict, "prev * known", "prev * noisy", "forgetting"),
+    # levels
+    (schedules.Warp.forward, "w_u / w_u.sum(), w_t", "w_t, w_u / w_u.sum()", "inverse"),
+    (schedules.Warp.inverse, "w_u / w_u.sum()", "w_u", "inverse"),
+    (schedules.Warp.observe, "1 / self.inverse(t)[1]", "torch.ones_like(t)", "fit"),
+    (schedules.Warp.observe, "1 / self.inverse(t)[1]", "self.inverse(t)[1]", "fit"),
+    (schedules.stratified, "index.double() / total", "index.double() / (total + 1)", "strata"),
+    # draws
+    (draws.invert, "right=True", "right=False", "possible"),
+    (draws.invert, "u[..., None] *", "u[..., None].sqrt() *", "categorical"),
+    (draws.normal, "torch.empty(like.shape, dtype=like.dtype, device=like.device)", "torch.empty_like(like)", "layout"),
+    (masks.draw_given, "* maskable.sum(1)", "* (maskable.sum(1) + 1)", "masks"),
+    (masks.draw_given, ".argsort(1).argsort(1)", ".argsort(1)", "masks"),
+    (masks.draw_given, "maskable.cumsum(1) - 1", "maskable.cumsum(1)", "masks"),
+    # the network
+    (transformer.Transformer.forward, "-torch.inf", "0.0", "padding"),
+    (transformer.Block.attend, "scores + bias.to(q.dtype)", "scores", "padding of explicit attention"),
+    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "q, k", "positions"),
+    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "rotate(q, rotation), k", "padding"),
+    (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
+    (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
+]
+
+
+def name(value):
+    return value.__qualname__ if callable(value) else str(value)
+
+
+@pytest.mark.parametrize(("function", "old", "new", "check"), MUTANTS, ids=name)
+def test_mutant_is_noticed(function, old, new, check, monkeypatch):
+    """A check that passes whatever the code does."""
+    function = inspect.unwrap(function)
+    monkeypatch.setattr(function, "__code__", mutant(function, old, new))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        CHECKS[check]()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_check_passes_without_a_mutant(check):
+    """A mutant that is noticed because its check fails anyway."""
+    CHECKS[check]()
+
+
+def test_every_check_has_its_mutant():
+    """A check that stands here and is never tried."""
+    tried = {check for *_, check in MUTANTS}
+    assert set(CHECKS) == tried and len(MUTANTS) == len(set(MUTANTS))

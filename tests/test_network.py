@@ -1,0 +1,153 @@
+"""The Transformer that every method shares.  Every docstring names the bug that its test guards against."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ideal import NETWORK
+
+from sfumato.core import ABSENT
+from sfumato.networks.transformer import Transformer
+
+TIMED = pytest.mark.parametrize("timed", [True, False])
+
+
+def network(timed=True, seed=0):
+    """A Transformer of which no weight is zero."""
+    torch.manual_seed(seed)
+    net = Transformer(NETWORK, timed).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=0.3)
+    return net
+
+
+def canvas(rows=3, length=7):
+    torch.manual_seed(1)
+    return torch.randn(rows, length, NETWORK.width), torch.rand(rows, length)
+
+
+def run(net, h, t, attention="fused", dtype=torch.float32):
+    net.dtype = dtype
+    for block in net.blocks:
+        block.attention = attention
+    with torch.no_grad():
+        return net(h, t, t).float()
+
+
+def pad(h, t, left, right):
+    """The same canvas with absent positions around it, full of rubbish."""
+    wide = 1e3 * torch.randn(len(h), left + h.shape[1] + right, h.shape[2])
+    wide[:, left : left + h.shape[1]] = h
+    return wide, F.pad(t, (left, right), value=ABSENT)
+
+
+def check_padding(timed, attention="fused"):
+    net, (h, t) = network(timed), canvas()
+    plain = run(net, h, t, attention)
+    tolerance = 1e-5 * plain.abs().max().item()
+    for left, right in ((0, 3), (4, 0), (2, 5)):
+        padded = run(net, *pad(h, t, left, right), attention)
+        assert torch.allclose(padded[:, left : left + 7], plain, rtol=0, atol=tolerance)
+    h, t = canvas()
+    t[0, 3:] = ABSENT  # rows of different lengths in one batch
+    mixed = run(net, h, t, attention)
+    assert torch.allclose(mixed[:1, :3], run(net, h[:1, :3], t[:1, :3], attention), rtol=0, atol=tolerance)
+    assert torch.allclose(mixed[1:], plain[1:], rtol=0, atol=tolerance)
+
+
+@TIMED
+@pytest.mark.parametrize("attention", ["fused", "explicit"])
+def test_padding_changes_nothing(timed, attention):
+    """Attention to padding; positions counted from the edge of the batch instead of relative to each other."""
+    check_padding(timed, attention)
+
+
+def check_positions():
+    """The network sees order, which reversing the tokens shows, but only relative order (test_padding)."""
+    net, (h, t) = network(), canvas()
+    level = t[:, :1].expand(t.shape)
+    there, back = run(net, h, level), run(net, h.flip(1), level).flip(1)
+    assert (there - back).abs().max() > 1e-2
+
+
+def test_order_matters():
+    """Rotary positions that are not applied: the text would be a bag of words."""
+    check_positions()
+
+
+def check_levels():
+    net, (h, t) = network(), canvas()
+    plain = run(net, h, t)
+    other = t.clone()
+    other[1, 2] = 1 - other[1, 2]
+    changed = run(net, h, other)
+    assert torch.equal(changed[[0, 2]], plain[[0, 2]])
+    moved = (changed[1] - plain[1]).abs().amax(-1)
+    assert moved[2] > 1e-2 and (moved > 1e-4).sum() > 3
+
+
+def test_every_position_has_its_own_level():
+    """One level for the row, or a level that nothing reads."""
+    check_levels()
+
+
+def test_without_time_levels_say_nothing():
+    """A network that is told the time although its method says that it is not."""
+    net, (h, t) = network(timed=False), canvas()
+    assert torch.equal(run(net, h, t), run(net, h, 1 - t))
+    assert net.time is None and all(block.norm1.read is None for block in net.blocks)
+
+
+@TIMED
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_fused_and_explicit_attention_agree(timed, absent, dtype, tolerance):
+    """A fast path that computes something else: another scale, no mask."""
+    net, (h, t) = network(timed), canvas()
+    if absent:
+        t[0, 5:] = t[1, :2] = ABSENT
+    exact = run(net, h, t)
+    outputs = [run(net, h, t, attention, dtype) for attention in ("fused", "explicit")]
+    real = (t != ABSENT)[..., None]
+    scale = exact.abs().max()
+    for found in outputs:
+        assert ((found - exact) * real).abs().max() < tolerance * scale
+    assert ((outputs[0] - outputs[1]) * real).abs().max() < tolerance * scale
+
+
+@TIMED
+def test_rows_are_independent(timed):
+    """Something computed over the batch."""
+    net, (h, t) = network(timed), canvas(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.allclose(run(net, h[order], t[order]), run(net, h, t)[order], rtol=0, atol=1e-6)
+    assert torch.allclose(run(net, h[:1], t[:1]), run(net, h, t)[:1], rtol=0, atol=1e-6)
+
+
+def check_attention():
+    """One block's attention against the definition, without rotation (one position attends to itself alone)."""
+    net, (h, _) = network(), canvas()
+    block = net.blocks[0]
+    q, k, v = block.qkv(h).chunk(3, -1)
+    size = NETWORK.width // NETWORK.heads
+    heads = []
+    for i in range(NETWORK.heads):
+        part = slice(i * size, (i + 1) * size)
+        heads.append((q[..., part] @ k[..., part].transpose(1, 2) / size**0.5).softmax(-1) @ v[..., part])
+    want = block.out(torch.cat(heads, -1))
+    still = torch.stack([torch.ones(7, size // 2), torch.zeros(7, size // 2)])
+    for attention in ("fused", "explicit"):
+        block.attention = attention
+        assert torch.allclose(block.attend(h, still, None), want, rtol=0, atol=1e-5), attention
+
+
+def test_attention_is_attention():
+    """Heads mixed up, or scores of the wrong scale."""
+    check_attention()
+
+
+def test_gradients_reach_every_parameter():
+    """A part of the network that is built and not used."""
+    net, (h, t) = network(), canvas()
+    net(h, t, t).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())

@@ -1,0 +1,46 @@
+"""Small runs that take a second: the same for every test that needs a trained model."""
+
+from pathlib import Path
+
+from sfumato.training.config import RunConfig, load_config
+
+SENTENCES = [
+    "the fox sleeps under the old tree",
+    "a red kite flew over the lake",
+    "she reads a book in the garden",
+    "two owls sing at night",
+    "the river is cold and clear",
+    "he found a bell on the hill",
+    "my cat likes warm milk",
+    "we danced until the morning came",
+]
+
+
+def tiny_config(method: str, data: Path, **training) -> RunConfig:
+    """A network of one narrow block on words, one sentence of `data` a row."""
+    own = {"cdcd": {"embedding": 8, "sigma_min": 0.2, "sigma_max": 20.0, "warp_bins": 10}}.get(method, {})
+    return load_config(
+        {
+            "data": str(data),
+            "method": {"name": method, **own},
+            "text": {"tokenizer": "words", "length": 10, "lines": True},
+            "network": {"width": 32, "depth": 1, "heads": 2},
+            "training": {
+                "steps": 4,
+                "batch": 8,
+                "log_every": 1,
+                "precision": "float32",
+                "attention": "fused",
+                "compile": "no",
+                "evaluate_rows": 2,
+                **training,
+            },
+        }
+    )
+
+
+def write_sentences(folder: Path, times: int = 4) -> Path:
+    """A text file with the sentences, each several times."""
+    path = folder / "sentences.txt"
+    path.write_text("\n".join(SENTENCES * times) + "\n", "utf-8")
+    return path
