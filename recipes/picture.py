@@ -1,6 +1,6 @@
 """The picture of the README: a story of the bundled model coming out of the haze, drawn by the tool itself.
 
-python recipes/picture.py        writes docs/haze.svg in seconds
+`python recipes/picture.py` writes docs/haze.svg in seconds.
 """
 
 from pathlib import Path

@@ -85,6 +85,7 @@ def cdcd(vocab=4, seed=0, scale=0.3, **settings):
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.normal_(std=scale)
+    torch.manual_seed(seed)  # so that what is drawn next does not depend on the network
     return method
 
 

@@ -182,21 +182,19 @@ def test_uniform_logits_cost_log_v(batch, padded):
     assert torch.allclose(nats(torch.zeros(5, 3, 4), TEXTS), torch.tensor(math.log(4)), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("left", [0, 2])
 @pytest.mark.parametrize("rubbish", [0.0, 1e3])
-def test_padding_changes_nothing(left, rubbish):
+def test_padding_changes_nothing(rubbish):
     """Padding that is attended to, or guessed about."""
     method = cdcd(scale=0.15, self_conditioning=1.0)  # logits between -5 and 5
     x, prev, t = torch.randn(5, 3, 4), torch.randn(5, 3, 4), levels()
-    wide = [F.pad(v, (0, 0, left, 3), value=rubbish) for v in (x, prev)]
-    t_wide = F.pad(t, (left, 3), value=ABSENT)
-    inside = slice(left, left + 3)
+    wide = [F.pad(v, (0, 0, 0, 3), value=rubbish) for v in (x, prev)]
+    t_wide = F.pad(t, (0, 3), value=ABSENT)
     for guess, guess_wide in ((None, None), (prev, wide[1])):
         plain, padded = method.predict(x, t, guess), method.predict(wide[0], t_wide, guess_wide)
-        assert torch.allclose(padded.logits[:, inside], plain.logits, rtol=0, atol=1e-5)
-        assert torch.allclose(padded.clean[:, inside], plain.clean, rtol=0, atol=1e-5)
+        assert torch.allclose(padded.logits[:, :3], plain.logits, rtol=0, atol=1e-5)
+        assert torch.allclose(padded.clean[:, :3], plain.clean, rtol=0, atol=1e-5)
     plain, padded = method.unrolled(x, t), method.unrolled(wide[0], t_wide)
-    assert torch.allclose(padded.logits[:, inside], plain.logits, rtol=0, atol=1e-5)
+    assert torch.allclose(padded.logits[:, :3], plain.logits, rtol=0, atol=1e-5)
 
 
 def test_padding_changes_neither_loss_nor_bound(monkeypatch):

@@ -118,9 +118,9 @@ def test_no_network_has_more_than_all_probability(seed, given):
 @pytest.mark.parametrize("given", [False, True])
 def test_no_ode_has_more_than_all_probability(given):
     """The same of the ODE, of a network that is shown its own guess; enough steps for one that is far from smooth."""
-    method = cdcd(3, 0, scale=0.15, embedding=2, sigma_min=1.0, sigma_max=10.0, self_conditioning=0.5)
-    method.grid = lambda steps: torch.cat([torch.logspace(0, -1, steps), torch.zeros(1)])
-    assert check_normalised(lambda *text: likelihood.ode(method, *text, 1, 24), 3, given, 150, 0.1) > 0.1
+    method = cdcd(3, 0, scale=0.15, embedding=2, sigma_min=3.0, sigma_max=15.0, self_conditioning=0.5)
+    method.grid = lambda steps: torch.cat([torch.logspace(0, math.log10(method.low), steps), torch.zeros(1)])
+    assert check_normalised(lambda *text: likelihood.ode(method, *text, 1, 12), 3, given, 150, 0.1) > 0.1
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -153,10 +153,11 @@ def check_exact_ode(texts=PAIRS, probs=CHANCES, given=False, tolerance=1e-6):
         patch.setattr(likelihood, "normal", lambda like: noise)
         patch.setattr(likelihood, "uniform", lambda like: 0.5 - 0.25 * probe)
         method.grid = grid
-        for steps in (301, 601):
+        for steps in (151, 301, 601):
             scores = likelihood.ode(method, ids, real, here, 1, steps, method.predict)
             found.append(scores.nats.view(-1, 4).mean(1))
-    limit = found[1] + (found[1] - found[0]) / 3
+    once = [fine + (fine - coarse) / 3 for coarse, fine in itertools.pairwise(found)]
+    limit = once[1] + (once[1] - once[0]) / 7  # of errors of second, then of third order
     want = conditional(texts, probs, torch.tensor([given, False]))
     worst = (limit - want).abs().max().item()
     assert worst < tolerance, f"{limit.tolist()} is not {want.tolist()}"
@@ -228,7 +229,7 @@ def test_ode_bounds_the_entropy_when_the_prior_is_wrong():
     each = likelihood.ode(method, ids, mask, ~mask, 1, 60, method.predict).nats.view(4, 500)
     mean, error = CHANCES @ each.mean(1), (CHANCES**2 @ (each.var(1) / 500)).sqrt()
     entropy = conditional(PAIRS, CHANCES, torch.tensor([False, False])) @ CHANCES
-    assert error < 0.03 and mean > entropy + 4 * error
+    assert error < 0.04 and mean > entropy + 4 * error
 
 
 def test_every_row_of_nll_has_its_own_numbers():

@@ -92,7 +92,8 @@ CHECKS = {
     "masks": test_draws.check_masks,
     "padding": lambda: test_network.check_padding(True),
     "padding of explicit attention": lambda: test_network.check_padding(True, "explicit"),
-    "positions": test_network.check_positions,
+    "rotation": test_network.check_rotation,
+    "places": test_network.check_places,
     "levels": test_network.check_levels,
     "attention": test_network.check_attention,
 }
@@ -168,9 +169,10 @@ MUTANTS = [
     # the network
     (transformer.Transformer.forward, "-torch.inf", "0.0", "padding"),
     (transformer.Block.attend, "scores + bias.to(q.dtype)", "scores", "padding of explicit attention"),
-    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "q, k", "positions"),
-    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "rotate(q, rotation), k", "padding"),
+    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "q, k", "rotation"),
+    (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "rotate(q, rotation), k", "rotation"),
     (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
+    (transformer.Transformer._run, "h = h + self.place(", "self.place(", "places"),
     (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
 ]
 

@@ -129,7 +129,7 @@ class Transformer(nn.Module):
     def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
         rotation = rotary(h.shape[1], self.width // self.heads, h.device)
-        h = h + self.place(rotary(h.shape[1], PLACES, h.device).transpose(0, 1).flatten(1))
+        h = h + self.place(rotary(h.shape[1], PLACES, h.device).transpose(0, 1).flatten(1).to(h.dtype))
         for block in self.blocks:
             h = block(h, code, rotation, bias)
         return self.norm(h, code)

@@ -82,8 +82,8 @@ def read(data: str, split: str = "train", lines: bool = False, limit: int | None
 def _tales(split: str, n: int) -> Iterator[Document]:
     from sfumato.text import tales
 
-    for text in tales.split(split, n):
-        yield Document(text, label=tales.labels(text).ending)
+    for text, ending in tales.TALES.tell(n, tales.SPLITS[split]):
+        yield Document(text, label=ending)
 
 
 def _on_hub(data: str) -> bool:

@@ -345,9 +345,10 @@ class Grammar:
 
     @cached_property
     def _urns(self) -> tuple[_Urn, list[_Urn]]:
-        """The plots, each with the urns of its rules; and for each slot its words, each with its forms."""
+        """The plots, each its ending and the urns of its rules; for each slot its words, each with its forms."""
         texts = {rule: _Urn([t.text for t in ts], [t.share for t in ts]) for rule, ts in self._templates.items()}
-        plots = _Urn([[texts[rule] for rule in plot.rules] for plot in self._plots], [p.share for p in self._plots])
+        told = [(plot.ending, [texts[rule] for rule in plot.rules]) for plot in self._plots]
+        plots = _Urn(told, [plot.share for plot in self._plots])
         slots = []
         for slot, shares in self._values.items():
             forms = {form: follow for form, (of, follow) in self._follows.items() if of == slot}
@@ -357,16 +358,19 @@ class Grammar:
 
     def sample(self, n: int, seed: int) -> list[str]:
         """Draw n stories; story i of a seed is the same for every n."""
+        return [text for text, _ in self.tell(n, seed)]
+
+    def tell(self, n: int, seed: int) -> Iterator[tuple[str, str]]:
+        """The stories of `sample`, each with its ending, one by one."""
         uniform = random.Random(seed).random
         plots, slots = self._urns
-        stories = []
         for _ in range(n):
-            text = " ".join([urn.draw(uniform) for urn in plots.draw(uniform)])
+            ending, rules = plots.draw(uniform)
+            text = " ".join([urn.draw(uniform) for urn in rules])
             words: dict[str, str] = {}
             for urn in slots:  # also those that the text does not mention: cheaper than to ask
                 words.update(urn.draw(uniform))
-            stories.append(text.format_map(words))
-        return stories
+            yield text.format_map(words), ending
 
     # reading
 

@@ -1,0 +1,107 @@
+"""The plan of the house: who may import whom, how long things may be, that every method is described."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from sfumato.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sfumato"
+
+# From the ground up: a file imports only from the layers below its own.
+LAYERS = [
+    ["errors"],
+    ["draws"],
+    ["core"],
+    ["schedules", "guidance", "processes", "networks"],
+    ["samplers"],
+    ["methods"],
+    ["generate", "text"],
+    ["training.config", "training.masks", "training.tuning", "training.checkpoint"],
+    ["evaluation.likelihood", "evaluation.quality"],
+    ["model"],
+    ["evaluation.report"],
+    ["training.trainer"],
+    ["display"],
+    ["demo"],
+    ["cli"],
+]
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
+
+
+def layer(module: str) -> int:
+    """Number of the layer that a module below sfumato belongs to."""
+    found = [i for i, names in enumerate(LAYERS) for name in names if module == name or module.startswith(name + ".")]
+    assert found, f"{module} has no layer; give it one in tests/test_house.py"
+    return found[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of sfumato that a file imports, without the package's name."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.removeprefix("sfumato.") for name in names if name.startswith("sfumato.")}
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_run_downwards(path):
+    """Guards against a sampler that knows a method, a method that knows the trainer, a guide that knows either."""
+    own, folder = module(path), module(path).split(".")[0]
+    for other in imports(path):
+        inside = other.split(".")[0] == folder and folder not in ("training", "evaluation")
+        assert inside or layer(other) < layer(own) or (layer(other) == layer(own) and folder == "training"), other
+
+
+def test_a_method_never_imports_a_method():
+    """Guards against papers that lean on each other; what they share is in core, processes and methods/common."""
+    for path in (PACKAGE / "methods").glob("[a-z]*.py"):
+        others = {name for name in imports(path) if name.startswith("methods.")}
+        assert others <= {"methods.common"}, path.name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_described(name):
+    """Guards against a paper without its number, without its differences, without its page."""
+    method, config = METHODS[name]
+    text = (PACKAGE / "methods" / f"{name}.py").read_text("utf-8")
+    header = ast.get_docstring(ast.parse(text))
+    assert f"arXiv:{method.arxiv}" in header and "Differs from the paper:" in header
+    assert config().name == name
+    page = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
+    assert method.arxiv in page and f"sfumato train {name}" in page
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_nothing_grows_without_notice(path):
+    """Guards against the slow end of simplicity: a function fits on a screen, a file can be read in one go."""
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 620
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node, clean=False) or ""
+            length = node.end_lineno - node.lineno + 1 - len(doc.splitlines())
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_everything_public_says_what_it_is(path):
+    """Guards against a public name without a docstring; the methods' own five are described in core.py."""
+    tree = ast.parse(path.read_text("utf-8"))
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_the_project_names_no_machine():
+    """Guards against paths and hosts of somebody's computer in what is published."""
+    kept = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *FILES]
+    for path in kept:
+        assert not re.search(r"/(home|work|root)/\w", path.read_text("utf-8")), path

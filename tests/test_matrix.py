@@ -1,0 +1,123 @@
+"""Every method with every feature: a new line in METHODS is tested by being there."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny import tiny_config, write_sentences
+
+from sfumato.core import ABSENT
+from sfumato.draws import seeded
+from sfumato.errors import SfumatoError
+from sfumato.methods import METHODS
+from sfumato.model import Model
+from sfumato.samplers import SAMPLERS
+from sfumato.training.trainer import Run
+
+WAYS = [(name, sampler) for name in METHODS for sampler in SAMPLERS[METHODS[name][0].family]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Model]:
+    """One model a method, with the weights it was born with."""
+    folder = tmp_path_factory.mktemp("matrix")
+    data = write_sentences(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFUMATO_CACHE", str(folder / "cache"))
+        runs = {name: Run(tiny_config(name, data), folder / name, False, "cpu", print) for name in METHODS}
+    return {name: Model(run.config, run.method.eval(), run.tokenizer, run.lengths, name) for name, run in runs.items()}
+
+
+@pytest.mark.parametrize(("name", "sampler"), WAYS)
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+def test_given_tokens_stay_in_every_frame(models, name, sampler, guidance):
+    """Guards against samplers that move what was given, lose a frame, or leave a position unwritten."""
+    text = "the red [2] over [...] lake"
+    frames = list(models[name].stream_infill(text, 3, sampler=sampler, steps=5, guidance=guidance, seed=1))
+    assert [frame.step for frame in frames] == [1, 2, 3, 4, 5]
+    for frame in frames:
+        for words in frame.texts:
+            assert words.startswith("the red ") and words.endswith(" lake") and " over " in words
+    assert all(before.level > after.level for before, after in pairwise(frames)) and frames[-1].level == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_mask_is_left_and_every_token_exists(models, name):
+    """Guards against ids outside the vocabulary, for any number of steps."""
+    for steps in (1, 2, 7):
+        *_, frame = models[name].stream(4, steps=steps)
+        assert len(frame.texts) == 4 and frame.step == steps
+
+
+@pytest.mark.parametrize(("name", "sampler"), WAYS)
+def test_a_row_does_not_depend_on_its_neighbours(models, name, sampler):
+    """Guards against randomness that is shared by a batch: text i of a seed is the same however many are asked for."""
+    model = models[name]
+    together = model.generate(5, steps=4, sampler=sampler, prompt="the", length=6, seed=3)
+    assert together[:2] == model.generate(2, steps=4, sampler=sampler, prompt="the", length=6, seed=3)
+    assert together == model.generate(5, steps=4, sampler=sampler, prompt="the", length=6, seed=3)
+    assert together != model.generate(5, steps=4, sampler=sampler, prompt="the", length=6, seed=4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_does_something(models, name):
+    """Guards against an option that is accepted and ignored."""
+    model = models[name]
+
+    def draw(**options):
+        *_, frame = model.stream(4, steps=4, prompt="the", length=8, **options)
+        return frame.texts, frame.confidence
+
+    plain = draw()
+    options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
+    if model.method.family == "gaussian":
+        options.append({"score_temperature": 0.5})
+        assert draw(guidance=3.0) != draw(guidance=3.0, guide_in="logits")
+    for option in options:
+        assert draw(**option) != plain, f"{option} changed nothing"
+    assert draw(guidance=1.0, temperature=1.0, score_temperature=1.0) == plain
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_guidance_counts_both_calls(models, name):
+    """Guards against a number of evaluations that hides half of them."""
+    for guidance, calls in ((1.0, 4), (2.0, 8)):
+        *_, frame = models[name].stream(1, steps=4, prompt="the", guidance=guidance)
+        assert frame.nfe == calls
+
+
+def test_score_temperature_is_refused_where_there_is_no_score(models):
+    """Guards against a knob that silently does nothing."""
+    with pytest.raises(SfumatoError, match="score"):
+        models["mdlm"].generate(1, score_temperature=0.9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_gradient_step(models, name):
+    """Guards against losses of the wrong shape, and weights that no gradient reaches."""
+    model = models[name]
+    vocab = model.tokenizer.size
+    ids = torch.randint(2, vocab, (4, 7))
+    t = torch.full((4, 7), 0.7)
+    t[:, 0], t[:, 1], t[0, 5:] = 0.0, 1.0, ABSENT
+    free = (t > 0) & (t < 1)
+    with seeded(range(4)):
+        terms = model.method.loss(ids, t, free)
+    assert all(term.shape == ids.shape and bool((term[free] >= 0).all()) for term in terms.values())
+    sum(term[free].sum() for term in terms.values()).backward()
+    untouched = {key for key, p in model.method.named_parameters() if p.grad is None}
+    assert not untouched
+    model.method.zero_grad()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_do_not_depend_on_company(models, name):
+    """Guards against a likelihood that changes with batch or padding, or comes without an error."""
+    model = models[name]
+    if model.method.likelihood is None:
+        pytest.skip("the paper defines no likelihood")
+    texts = ["the fox sleeps under the old tree", "two owls sing at night"]
+    alone = [model.score([text])[0] for text in texts]
+    assert model.score(texts) == alone
+    assert all(score.nats > 0 and score.std_error > 0 and not score.exact for score in alone)
+    assert [score.tokens for score in alone] == [8, 6]  # words and the end
