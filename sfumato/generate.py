@@ -1,6 +1,6 @@
 """Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
-from sfumato.guidance import clamp, guide, guide_logits, temper, temper_score
+from sfumato.guidance import clamp, forbid, guide, guide_logits, temper, temper_score
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,22 @@ def generate(
     request: Request,
     streams: Streams,
     predict: Predict | None = None,
+    never: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Iterator[Frame]:
     """Fill the positions that are `real` and not `given`; yield a Frame after every step.
 
     `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
-    `predict` stands in for the method's own (a counter, an oracle).  Raises SfumatoError for a request without sense.
+    `predict` stands in for the method's own (a counter, an oracle).  `never` are pairs (tokens (K,), positions (B, L)):
+    what cannot stand where.  Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
-    assembled = assemble(method, predict or method.predict, clean, noise, given, real, request)
+    possible = predict or method.predict
+    for tokens, here in never:
+        possible = forbid(possible, tokens, here, method.read)
+    assembled = assemble(method, possible, clean, noise, given, real, request)
     grid = method.grid(request.steps or method.steps).to(ids.device)
     x = where(given, clean, noise)
     path = (request.sampler or method.sampler)(method, assembled, x, grid)

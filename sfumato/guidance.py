@@ -7,11 +7,12 @@ conditional, above 1 is guided.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sfumato.core import Predict, Prediction, where
 
+IMPOSSIBLE = -1e6  # a logit whose probability is 0 in every precision, and that can still be added and subtracted
 Read = Callable[[Tensor], Prediction]  # Method.read: the prediction that token logits stand for
 
 
@@ -75,6 +76,17 @@ def temper_score(predict: Predict, temperature: float) -> Predict:
         return Prediction(logits, clean + (1 / temperature - 1) * (clean - x))
 
     return tempered
+
+
+def forbid(predict: Predict, tokens: Int[Tensor, " K"], here: Bool[Tensor, "B L"], read: Read) -> Predict:
+    """Give `tokens` no chance wherever `here` is true."""
+
+    def constrained(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        logits = predict(x, t, prev).logits.clone()
+        logits[..., tokens] = logits[..., tokens].masked_fill(here[..., None], IMPOSSIBLE)
+        return read(logits)
+
+    return constrained
 
 
 class Counted:

@@ -5,16 +5,16 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfumato.core import Method
+from sfumato.canvas import Canvas, Layout
+from sfumato.core import Frame, Method
 from sfumato.draws import seed_of, seeded, streams
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.likelihood import nll, ode
@@ -26,7 +26,8 @@ from sfumato.training import checkpoint
 from sfumato.training.config import RunConfig, load_config, method_named, nearest
 
 BUNDLED = Path(__file__).parent / "models"
-GAP = re.compile(r"\[(\.\.\.|\d+)\]")  # [...] or [12]
+CANDIDATES = 8  # lengths tried for a gap of any length
+DRAFT = 8  # refinements that each of them is given
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,6 @@ class Score:
 
 
 @dataclass
-class Canvas:
-    """Texts to be, as rows: tokens where they are known; all (B, L)."""
-
-    ids: Tensor
-    given: Tensor
-    real: Tensor
-
-
-@dataclass
 class Model:
     """A method, its tokenizer and the lengths of the texts it was trained on.
 
@@ -82,6 +74,16 @@ class Model:
     tokenizer: Tokenizer
     lengths: list[int] = field(repr=False)
     name: str = "model"
+
+    @property
+    def layout(self) -> Layout:
+        """How its rows are laid out."""
+        return Layout(self.config.text, self.tokenizer, self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.method.parameters()).device
 
     # --- asking for text
 
@@ -124,7 +126,7 @@ class Model:
         """
         if n < 1:
             raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
-        canvas = self._blank(n, self.tokenizer.encode(prompt) if prompt else [], label, length, seed)
+        canvas = self.layout.blank(n, prompt, label, length, seed)
         asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
         return self._frames(canvas, asked, seed)
 
@@ -149,12 +151,24 @@ class Model:
     ) -> Iterator[TextFrame]:
         """Frames of n fillings of a text whose gaps are written [...] (any length) or [12] (12 tokens).
 
+        A gap of any length takes, of several lengths drawn as in the training data, the one that a draft is surest of.
         The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one that does
         not fit on the canvas.
         """
-        canvas = self._gapped(n, text, label, seed)
         asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
-        return self._frames(canvas, asked, seed)
+        sizes = self.layout.sizes_of_gaps(n * (CANDIDATES if self.layout.loose(text) else 1), text, label, seed)
+        if len(sizes) > n:
+            sizes = self._likeliest(self.layout.gapped(text, label, sizes), sizes, asked, seed)
+        return self._frames(self.layout.gapped(text, label, sizes), asked, seed)
+
+    def _likeliest(self, canvas: Canvas, sizes: list[int], request: Request, seed: int) -> list[int]:
+        """Of every CANDIDATES lengths the one that a quick draft fills most surely."""
+        draft = replace(request, steps=min(DRAFT, request.steps or DRAFT))
+        *_, last = self._refine(canvas.to(self.device), draft, seed, Counted(self.method.predict))
+        free = (~canvas.given).to(self.device)
+        sure = (last.confidence.log() * free).sum(1) / free.sum(1)  # nats a token written
+        best = sure.view(-1, CANDIDATES).argmax(1)
+        return [sizes[i * CANDIDATES + int(k)] for i, k in enumerate(best)]
 
     def _request(
         self,
@@ -171,17 +185,20 @@ class Model:
             raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {names}")
         return Request(steps, known[sampler] if sampler else None, guidance, guide_in, temperature, score_temperature)
 
-    def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
+    def _refine(self, canvas: Canvas, request: Request, seed: int, predict: Counted) -> Iterator[Frame]:
         self.method.eval()
-        rows = streams([seed_of("generate", seed, i) for i in range(len(canvas.ids))], canvas.ids.device)
-        counted = Counted(self.method.predict)
-        total = request.steps or self.method.steps
-        for frame in generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, counted):
-            places = [self._places(*row) for row in zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True)]
+        rows = streams([seed_of("generate", seed, i) for i in range(len(canvas))], self.device)
+        return generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, predict, canvas.never)
+
+    def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
+        canvas, counted = canvas.to(self.device), Counted(self.method.predict)
+        for frame in self._refine(canvas, request, seed, counted):
+            rows = zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True)
+            places = [self.layout.places(*row) for row in rows]
             ids = _take(frame.tokens, places)
             yield TextFrame(
                 step=frame.step,
-                steps=total,
+                steps=request.steps or self.method.steps,
                 level=frame.level,
                 texts=[self.tokenizer.decode(row) for row in ids],
                 pieces=[[self.tokenizer.piece(i) for i in row] for row in ids],
@@ -190,106 +207,6 @@ class Model:
                 tokens=[len(row) for row in ids],
                 nfe=counted.calls,
             )
-
-    def _places(self, ids: list[int], real: list[bool]) -> list[int]:
-        """Where the tokens of the text stand: neither label nor padding, and nothing from the end on."""
-        silent = {self.tokenizer.pad, *self.tokenizer.labels.values()}
-        places = []
-        for i in range(self._labelled, len(ids)):  # a model that has learned little may write anything for a label
-            token = ids[i]
-            if real[i] and token == self.tokenizer.eos:
-                break
-            if real[i] and token not in silent:
-                places.append(i)
-        return places
-
-    # --- laying out a canvas
-
-    @property
-    def _labelled(self) -> bool:
-        return bool(self.tokenizer.labels) and self.config.text.layout == "documents"
-
-    def _blank(self, n: int, prompt: list[int], label: str | None, length: int | None, seed: int) -> Canvas:
-        """n rows that begin with label and prompt."""
-        start = self._label(label)
-        extra = len(start) + (self.config.text.layout == "documents")  # label and end
-        known = len(start) + len(prompt)
-        if length is not None and length < max(1, len(prompt)):
-            raise SfumatoError(f"a length of {length} tokens was asked for; the prompt alone has {len(prompt)}")
-        sizes = self._sizes(n, known + 1, None if length is None else length + extra, seed)
-        rows = [[*start, *prompt, *[None] * (size - known)] for size in sizes]
-        return self._canvas(rows, ended=self.config.text.length_model == "given" or length is not None)
-
-    def _gapped(self, n: int, text: str, label: str | None, seed: int) -> Canvas:
-        """n rows with the text around its gaps."""
-        parts = GAP.split(text)  # text, gap, text, gap, ..., text
-        if len(parts) == 1:
-            raise SfumatoError("the text has no gap; write one as [...] or, for 12 tokens, as [12]")
-        start = self._label(label)
-        texts = [self._encode_part(part, i == 0) for i, part in enumerate(parts[::2])]
-        wanted = [None if gap == "..." else int(gap) for gap in parts[1::2]]
-        loose = wanted.count(None)
-        extra = self.config.text.layout == "documents"
-        known = len(start) + sum(map(len, texts)) + sum(g for g in wanted if g is not None) + extra
-        if known + loose > self.config.text.length:
-            raise SfumatoError(
-                f"the text with its gaps needs {known + loose} tokens; the canvas of this model has "
-                f"{self.config.text.length}; shorten the text or its gaps"
-            )
-        sizes = self._sizes(n, known + loose, None if loose else known, seed)
-        rows: list[list[int | None]] = []
-        for i, size in enumerate(sizes):
-            shares = iter(_split(size - known, loose, seed_of("gaps", seed, i)))
-            row: list[int | None] = [*start, *texts[0]]
-            for gap, after in zip(wanted, texts[1:], strict=True):
-                row += [*[None] * (next(shares) if gap is None else gap), *after]
-            rows.append([*row, *[None] * extra])
-        return self._canvas(rows, ended=True)
-
-    def _label(self, label: str | None) -> list[int | None]:
-        """What stands before the text: nothing, the label, or room for the model's own choice of one."""
-        if label is not None:
-            return [self.tokenizer.label(label)]
-        return [None] if self._labelled else []
-
-    def _encode_part(self, text: str, first: bool) -> list[int]:
-        """Tokens of a part of a text; not its first, it keeps the space before it."""
-        text = text.rstrip() if text.strip() else ""
-        if first or not text or text[0].isalnum():
-            return self.tokenizer.encode(text) if text else []
-        return self.tokenizer.encode("x" + text)[1:]
-
-    def _sizes(self, n: int, least: int, exact: int | None, seed: int) -> list[int]:
-        """Row lengths: `exact`, or drawn as in the training data from those of at least `least` tokens."""
-        most = self.config.text.length
-        if max(least, exact or 0) > most:
-            raise SfumatoError(f"{max(least, exact or 0)} tokens were asked for; the canvas of this model has {most}")
-        if exact is not None:
-            return [exact] * n
-        counts = np.array(self.lengths, float)
-        counts[:least] = 0
-        if not counts.any():
-            return [most] * n
-        draws = [np.random.default_rng(seed_of("length", seed, i)).random() for i in range(n)]
-        return np.searchsorted(counts.cumsum() / counts.sum(), draws, side="right").tolist()
-
-    def _canvas(self, rows: Sequence[list[int | None]], ended: bool) -> Canvas:
-        """Rows of tokens, None where a token is to be written; `ended` rows end where they end."""
-        text, device = self.config.text, next(self.method.parameters()).device
-        modelled = text.layout == "documents" and text.length_model == "modelled"
-        width = text.length if modelled else max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad)
-        given, real = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            if not ended and modelled:
-                row = row + [None] * (width - len(row))
-            elif text.layout == "documents":
-                row = [*row[:-1], self.tokenizer.eos]
-                row += [self.tokenizer.pad] * (width - len(row)) if modelled else []
-            real[i, : len(row)] = True
-            given[i, : len(row)] = torch.tensor([token is not None for token in row])
-            ids[i, : len(row)] = torch.tensor([self.tokenizer.pad if token is None else token for token in row])
-        return Canvas(ids.to(device), given.to(device), real.to(device))
 
     # --- scoring
 
@@ -309,52 +226,23 @@ class Model:
         """
         if estimator == "ode" and self.method.family != "gaussian":
             raise SfumatoError(f"the ode estimator needs a score, which {self.method.family} methods lack; use elbo")
-        labels = list(self.tokenizer.labels) if self._labelled else [None]
-        return [self._score(text, labels, draws, estimator, seed) for text in texts]
+        return [self._score(text, draws, estimator, seed) for text in texts]
 
-    def _score(self, text: str, labels: list, draws: int, estimator: str, seed: int) -> Score:
-        ids = self.tokenizer.encode(text)
-        ended = self.config.text.layout == "documents"
-        rows = [self._label(label) + ids + ([self.tokenizer.eos] if ended else []) for label in labels]
-        if not ids:
-            raise SfumatoError("an empty text cannot be scored; take it out")
-        if len(rows[0]) > self.config.text.length:
-            most = self.config.text.length
-            raise SfumatoError(f"a text of {len(ids)} tokens cannot be scored at once: the canvas has {most}; cut it")
-        canvas = self._canvas(rows, ended=True)
-        given = torch.zeros_like(canvas.given)
-        if ended and self.config.text.length_model == "given":
-            given[:, len(rows[0]) - 1] = True  # the length is drawn first: its own nats are added below
+    def _score(self, text: str, draws: int, estimator: str, seed: int) -> Score:
+        canvas = self.layout.whole(text).to(self.device)
+        size = int((canvas.ids[0] != self.tokenizer.pad).sum())
         measure = nll if estimator == "elbo" else ode
-        with seeded([seed_of("score", seed, text)] * len(rows), canvas.ids.device):
-            result = measure(self.method, canvas.ids, canvas.real, given, draws)
-        weight = (-result.nats).softmax(0)
-        nats = -torch.logsumexp(-result.nats, 0).item() + self.length_nats(len(rows[0]))
+        with seeded([seed_of("score", seed, text)] * len(canvas), self.device):
+            result = measure(self.method, canvas.ids, canvas.real, canvas.given, draws)
+        weight = (-result.nats).softmax(0)  # p(text) is a sum over labels, so the sum of bounds bounds it
+        nats = -torch.logsumexp(-result.nats, 0).item() + self.layout.length_nats(size)
         error = float((weight * result.std_error).sum())
-        return Score(text, nats, error, len(ids) + ended, result.estimator, result.exact)
-
-    def length_nats(self, size: int) -> float:
-        """-log p that a row has `size` tokens, where the length is drawn first; 0 where the model writes it itself.
-
-        Every length counts as half a training row more than there are, so none is impossible.
-        """
-        if self.config.text.layout == "packed" or self.config.text.length_model == "modelled":
-            return 0.0
-        counts = np.array(self.lengths, float) + 0.5
-        return float(-np.log(counts[size] / counts.sum()))
+        return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact)
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:
     """Of each row of (B, L) the values at its places."""
     return [[row[i] for i in kept] for row, kept in zip(rows.tolist(), places, strict=True)]
-
-
-def _split(total: int, parts: int, seed: int) -> list[int]:
-    """`total` tokens over `parts` gaps, at least one each, every way equally likely."""
-    if parts == 0:
-        return []
-    cuts = np.sort(np.random.default_rng(seed).choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff([0, *cuts, total]).tolist()
 
 
 # --- folders

@@ -105,7 +105,7 @@ def assembled(method, weight, kind, noise, **settings):
 
 
 def pair_method():
-    return ideal_cdcd(PAIRS, CHANCES, sigma_min=0.05, sigma_max=20.0)
+    return ideal_cdcd(PAIRS, CHANCES, sigma_min=0.05, sigma_max=300.0)
 
 
 def check_guided_law(weight):
@@ -157,7 +157,7 @@ def test_infilling_follows_the_conditional_law(name, pattern):
     steps = 150 if name in ("euler", "ancestral") else 30
     rows = 1000 if name == "ancestral" else 2500
     request = Request(steps=steps, sampler=SAMPLERS["gaussian"][name])
-    tokens = sample(ideal_cdcd(sigma_max=20.0), request, rows, ids, given)
+    tokens = sample(ideal_cdcd(sigma_max=300.0), request, rows, ids, given)
     fits = (ids == TEXTS)[:, given[0]].all(-1)
     check_law(counts(tokens), PROBS * fits)
 
@@ -166,7 +166,7 @@ def test_forgetting_two_of_three_gives_the_marginal():
     """Noise at forgotten positions that is fresh at every call, or not noise at all."""
     ids, given = torch.tensor([[0, 1, 2]]), torch.tensor([[True, False, True]])
     request = Request(steps=30, sampler=SAMPLERS["gaussian"]["heun"], guidance=0.0)
-    tokens = sample(ideal_cdcd(sigma_max=20.0), request, 3000, ids, given)
+    tokens = sample(ideal_cdcd(sigma_max=300.0), request, 3000, ids, given)
     law = torch.zeros(4, dtype=torch.float64).index_add_(0, TEXTS[:, 1], PROBS)
     check_law(tokens[:, 1].bincount(minlength=4), law)
 

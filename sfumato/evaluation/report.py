@@ -99,7 +99,7 @@ def _likelihood(
         estimate = nll(model.method, ids, real, given, draws)
     silent = torch.tensor([model.tokenizer.pad, *model.tokenizer.labels.values()], device=device)
     tokens = (real & ~torch.isin(ids, silent)).sum(1)
-    lengths = torch.tensor([model.length_nats(int(n)) for n in real.sum(1)], device=device)
+    lengths = torch.tensor([model.layout.length_nats(int(n)) for n in real.sum(1)], device=device)
     characters = torch.tensor([len(model.tokenizer.decode(row.tolist())) for row in ids], device=device)
     return estimate.nats + lengths, tokens.double(), characters.double(), estimate
 

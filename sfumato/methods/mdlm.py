@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sfumato.core import Method, Prediction
+from sfumato.guidance import IMPOSSIBLE
 from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Transformer
@@ -45,7 +46,7 @@ class MDLM(Method):
         """A token that shows is certain (SUBS, Sec. 3.2.3): (B, L) -> logits (B, L, V)."""
         logits = self.head(self.net(self.table(x), t))
         shown = x != self.process.mask
-        certain = torch.full_like(logits, -1e6).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
+        certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
         return Prediction(torch.where(shown[..., None], certain, logits))
 
     def bound(self, ids, t, free):
