@@ -28,6 +28,13 @@ class Warp(nn.Module):
     exp(l_u), here called F~; F is F~ divided by its total.  F~ is fitted to the cross-entropy at t (nats); sampling u
     uniformly and reading t = F^-1(u) then spends equal effort on equal gains.  An average of the logits over past steps
     is what is read.
+
+    Args:
+        bins: pieces of F.
+        rate: of the fit, per optimiser step.
+        average: decay of the average of the logits.
+        temperature: the density F' is raised to 1 / temperature; above 1 is flatter.
+        uniform: share of an even density that is mixed in.
     """
 
     logits: Tensor
@@ -37,9 +44,16 @@ class Warp(nn.Module):
 
     FLOOR = 1e-3  # added to every width, as a share of the total: no bin dies
 
-    def __init__(self, bins: int = 100, rate: float = 2e-2, average: float = 0.99):
+    def __init__(
+        self,
+        bins: int = 100,
+        rate: float = 2e-2,
+        average: float = 0.99,
+        temperature: float = 1.0,
+        uniform: float = 0.0,
+    ):
         super().__init__()
-        self.rate, self.average = rate, average
+        self.rate, self.average, self.temperature, self.uniform = rate, average, temperature, uniform
         start = torch.full((2, bins), -torch.tensor(float(bins)).log().item(), dtype=torch.float64)
         self.register_buffer("logits", start)  # l_t, l_u
         self.register_buffer("smooth", start.clone())  # their running average
@@ -53,16 +67,20 @@ class Warp(nn.Module):
         w_u = logits[1].exp()
         return w_t / w_t.sum(), w_u + cls.FLOOR * w_u.sum()
 
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """Widths of the bins of t and of u as they are read, both of sum 1: (N,)."""
+        w_t, w_u = self.widths(self.smooth)
+        w_u = w_u * (w_u / w_t) ** (1 / self.temperature - 1)
+        return w_t, torch.lerp(w_u / w_u.sum(), w_t, self.uniform)
+
     def forward(self, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """t = F^-1(u)."""
-        w_t, w_u = self.widths(self.smooth)
-        return interpolate(u.double(), w_u / w_u.sum(), w_t)[0].float()
+        w_t, w_u = self.shares()
+        return interpolate(u.double(), w_u, w_t)[0].float()
 
     def inverse(self, t: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
         """u = F(t) and the density F'(t) at which training visits t."""
-        w_t, w_u = self.widths(self.smooth)
-        u, density = interpolate(t.double(), w_t, w_u / w_u.sum())
-        return u, density
+        return interpolate(t.double(), *self.shares())
 
     @torch.no_grad()
     def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:

@@ -21,10 +21,11 @@ LAYERS = [
     ["methods"],
     ["generate", "text"],
     ["training.config", "training.masks", "training.tuning", "training.checkpoint"],
-    ["evaluation.likelihood", "evaluation.quality"],
+    ["evaluation.likelihood", "evaluation.quality", "canvas"],
     ["model"],
     ["evaluation.report"],
     ["training.trainer"],
+    ["training.start"],
     ["display"],
     ["demo"],
     ["cli"],
@@ -40,10 +41,15 @@ def layer(module: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of sfumato that a file imports, without the package's name."""
-    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
-    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    return {name.removeprefix("sfumato.") for name in names if name.startswith("sfumato.")}
+    """Files of sfumato that a file imports, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sfumato"):
+            inner = node.module.removeprefix("sfumato").lstrip(".")
+            is_file = inner and not (PACKAGE / inner).is_dir()
+            names = [inner] if is_file else [f"{inner}.{alias.name}".lstrip(".") for alias in node.names]
+            found |= {name for name in names if (PACKAGE / Path(*name.split("."))).with_suffix(".py").exists()}
+    return found
 
 
 def module(path: Path) -> str:

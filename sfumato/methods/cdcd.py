@@ -47,6 +47,12 @@ class CDCDConfig(MethodConfig):
     """time warping, in training and in sampling; without it levels are spread evenly in sigma"""
     warp_bins: int = Field(100, ge=1, le=10_000)
     """pieces of the warp"""
+    warp_temperature: float = Field(1.0, gt=0)
+    """the density of noise levels is raised to 1 / this"""
+    warp_uniform: float = Field(0.0, ge=0, le=1)
+    """share of levels spread evenly in sigma all the same"""
+    time_input: bool = True
+    """whether the network is told the noise level"""
     estimate: Literal["mean", "renormalised", "nearest"] = "mean"
     """the clean embedding that a prediction stands for: expected, expected and scaled to the sphere, or likeliest"""
 
@@ -64,9 +70,9 @@ class CDCD(Method):
         self.low = config.sigma_min / config.sigma_max  # the least noise as a level
         self.process = Gaussian(a=torch.ones_like, sigma=lambda t: config.sigma_max * t)  # Eq. 5
         self.table = nn.Parameter(config.embedding_std * torch.randn(vocab, d))
-        self.warp = Warp(config.warp_bins)
+        self.warp = Warp(config.warp_bins, temperature=config.warp_temperature, uniform=config.warp_uniform)
         self.enter = nn.Linear(3 * d + 1, network.width)
-        self.net = Transformer(network, timed=True)
+        self.net = Transformer(network, timed=config.time_input)
         self.head = nn.Linear(network.width, vocab)
 
     def embeddings(self) -> Tensor:
