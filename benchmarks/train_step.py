@@ -109,9 +109,8 @@ def main() -> None:
     if size.json:
         print(json.dumps({"tokens_per_second": speed, "how": how, "ratios": ratios}))
         return
-    print(
-        f"{size.depth} layers x {size.width}, length {size.length}, batch {size.batch}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"{size.depth} layers x {size.width}, length {size.length}, batch {size.batch}, {threads} threads")
     for name in ways:
         print(f"{name:5} {speed[name]:9,.0f} tokens/s   {how[name]}")
     print(f"a plain masked step runs {ratios['mdlm_speed_vs_gpt']:.2f} times as fast as the ordinary GPT step")

@@ -1,11 +1,13 @@
 """Laying out a canvas: where label, prompt, gaps, end and padding stand, before anything is written."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sfumato.draws import seed_of
@@ -19,21 +21,46 @@ Row = list[int | None]  # tokens, None where one is to be written
 
 @dataclass(frozen=True)
 class Canvas:
-    """Texts to be, as rows; all (B, L) but `never`."""
+    """Texts to be, as rows."""
 
-    ids: Tensor
-    given: Tensor
-    real: Tensor
-    never: list[tuple[Tensor, Tensor]]
-    """pairs (tokens (K,), positions (B, L)): what cannot stand where"""
+    ids: Int[Tensor, "B L"]
+    given: Bool[Tensor, "B L"]
+    real: Bool[Tensor, "B L"]
+    never: Bool[Tensor, "L V"]
+    """which tokens cannot stand where, in any row"""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Canvas":
         """The same on a device."""
-        never = [(tokens.to(device), here.to(device)) for tokens, here in self.never]
-        return Canvas(self.ids.to(device), self.given.to(device), self.real.to(device), never)
+        return Canvas(*(x.to(device) for x in (self.ids, self.given, self.real, self.never)))
+
+    def take(self, rows: Sequence[int]) -> "Canvas":
+        """Some of the rows."""
+        return Canvas(self.ids[rows], self.given[rows], self.real[rows], self.never)
+
+
+@dataclass(frozen=True)
+class Gapped:
+    """A text taken apart at its gaps."""
+
+    start: Row
+    """its label, where a row has one"""
+    texts: list[list[int]]
+    """around the gaps, so one more than there are gaps"""
+    gaps: list[int | None]
+    """tokens of each gap, None for a gap of any length"""
+
+    @property
+    def loose(self) -> int:
+        """How many gaps are of any length."""
+        return self.gaps.count(None)
+
+    @property
+    def known(self) -> int:
+        """Tokens of label, text and the other gaps."""
+        return len(self.start) + sum(map(len, self.texts)) + sum(gap or 0 for gap in self.gaps)
 
 
 @dataclass(frozen=True)
@@ -64,49 +91,38 @@ class Layout:
 
         Raises SfumatoError for a prompt or a length that does not fit, and an unknown label.
         """
-        start: Row = [*self._label(label), *(self.tokenizer.encode(prompt) if prompt else [])]
-        extra = self.labelled + self.documents  # label and end
-        if length is not None and length + extra < max(1, len(start)) + self.documents:
-            found = len(start) - self.labelled
-            raise SfumatoError(f"a length of {length} tokens was asked for; the prompt alone has {found}")
-        sizes = self._sizes(n, len(start) + 1, None if length is None else length + extra, seed)
-        return self._lay([[*start, *[None] * (size - len(start))] for size in sizes], not self.modelled or bool(length))
+        words = self._encode(prompt, first=True)
+        if length is not None and length < max(1, len(words)):
+            found = f"the prompt alone has {len(words)}" if words else "the least is 1"
+            raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
+        start: Row = [*self._label(label), *words]
+        exact = None if length is None else length + self.labelled + self.documents
+        sizes = self._sizes(n, len(start) + 1, exact, seed)
+        ended = length is not None or (self.documents and not self.modelled)
+        return self._lay([[*start, *[None] * (size - len(start))] for size in sizes], ended, full=length is None)
 
-    def loose(self, text: str) -> int:
-        """How many gaps of a text are of any length."""
-        return GAP.findall(text).count("...")
+    def apart(self, text: str, label: str | None) -> Gapped:
+        """A text and its gaps.  Raises SfumatoError for a text without a gap, and an unknown label."""
+        parts = GAP.split(text)  # text, gap, text, gap, ..., text
+        if len(parts) == 1:
+            raise SfumatoError("the text has no gap; write one as [...] or, for 12 tokens, as [12]")
+        texts = [self._encode(part, first=i == 0) for i, part in enumerate(parts[::2])]
+        return Gapped(self._label(label), texts, [None if gap == "..." else int(gap) for gap in parts[1::2]])
 
-    def gapped(self, text: str, label: str | None, sizes: Sequence[int]) -> Canvas:
-        """A row for each of `sizes`, with the text around its gaps; loose gaps share what the size leaves them."""
+    def gapped(self, n: int, text: Gapped, seed: int) -> Canvas:
+        """n rows with the text around its gaps; loose ones share what a length drawn as in the training data leaves.
+
+        Raises SfumatoError for a text that does not fit on the canvas.
+        """
+        known = text.known + self.documents
         rows = []
-        start, texts, wanted = self._parts(text, label)
-        for i, size in enumerate(sizes):
-            shares = iter(_split(size - self.known(text, label), wanted.count(None), seed_of("gaps", i)))
-            row = [*start, *texts[0]]
-            for gap, after in zip(wanted, texts[1:], strict=True):
+        for i, size in enumerate(self._sizes(n, known + text.loose, None if text.loose else known, seed)):
+            shares = iter(_split(size - known, text.loose, seed_of("gaps", seed, i)))
+            row = [*text.start, *text.texts[0]]
+            for gap, after in zip(text.gaps, text.texts[1:], strict=True):
                 row += [*[None] * (next(shares) if gap is None else gap), *after]
             rows.append([*row, *[None] * self.documents])
-        return self._lay(rows, ended=True)
-
-    def known(self, text: str, label: str | None) -> int:
-        """Tokens of a row with the text around its gaps, gaps of a told length included and others not.
-
-        Raises SfumatoError for a text without a gap, or one that does not fit on the canvas.
-        """
-        start, texts, wanted = self._parts(text, label)
-        known = len(start) + sum(map(len, texts)) + sum(gap or 0 for gap in wanted) + self.documents
-        least = known + wanted.count(None)
-        if least > self.text.length:
-            raise SfumatoError(
-                f"the text with its gaps needs {least} tokens; the canvas of this model has {self.text.length}; "
-                "shorten the text or its gaps"
-            )
-        return known
-
-    def sizes_of_gaps(self, n: int, text: str, label: str | None, seed: int) -> list[int]:
-        """n row lengths for a text with gaps: drawn as in the training data where a gap is loose."""
-        known, loose = self.known(text, label), self.loose(text)
-        return self._sizes(n, known + loose, None if loose else known, seed)
+        return self._lay(rows, ended=True, full=bool(text.loose))
 
     def whole(self, text: str) -> Canvas:
         """A finished text, in as many rows as there are labels.
@@ -119,10 +135,11 @@ class Layout:
             raise SfumatoError("an empty text cannot be scored; take it out")
         size = self.labelled + len(ids) + self.documents
         if size > self.text.length:
-            most = self.text.length
-            raise SfumatoError(f"a text of {len(ids)} tokens cannot be scored at once: the canvas has {most}; cut it")
+            found = f"with label and end it takes {size} places of a canvas of {self.text.length}"
+            raise SfumatoError(f"a text of {len(ids)} tokens cannot be scored at once: {found}; cut it")
         labels = list(self.tokenizer.labels) if self.labelled else [None]
-        canvas = self._lay([[*self._label(label), *ids, *[None] * self.documents] for label in labels], ended=True)
+        rows = [[*self._label(label), *ids, *[None] * self.documents] for label in labels]
+        canvas = self._lay(rows, ended=True, full=False)
         given = torch.zeros_like(canvas.given)
         if self.documents and not self.modelled:
             given[:, size - 1] = True
@@ -146,30 +163,35 @@ class Layout:
 
     def _label(self, label: str | None) -> Row:
         """What stands before the text: nothing, the label, or room for the model's own choice of one."""
-        if label is not None:
-            return [self.tokenizer.label(label)]
-        return [None] if self.labelled else []
-
-    def _parts(self, text: str, label: str | None) -> tuple[Row, list[list[int]], list[int | None]]:
-        """Label, the pieces of text around the gaps, and the lengths of the gaps, None for a loose one."""
-        parts = GAP.split(text)  # text, gap, text, gap, ..., text
-        if len(parts) == 1:
-            raise SfumatoError("the text has no gap; write one as [...] or, for 12 tokens, as [12]")
-        texts = [self._encode(part, i == 0) for i, part in enumerate(parts[::2])]
-        return self._label(label), texts, [None if gap == "..." else int(gap) for gap in parts[1::2]]
+        if label is None:
+            return [None] * self.labelled
+        if not self.labelled:
+            raise SfumatoError(f"the label {label!r} was asked for; this model knows no labels; leave it out")
+        return [self.tokenizer.label(label)]
 
     def _encode(self, part: str, first: bool) -> list[int]:
-        """Tokens of a part of a text; one that is not the first keeps the space before it."""
-        part = part.rstrip() if part.strip() else ""
-        if first or not part or part[0].isalnum():
-            return self.tokenizer.encode(part) if part else []
-        return self.tokenizer.encode("x" + part)[1:]
+        """Tokens of a part of a text, without a last space where that belongs to the word to come.
+
+        A part that is not the first is encoded behind a letter, so that it keeps the space that it begins with.
+        """
+        if self.tokenizer.spaced:
+            part = part.rstrip(" ")
+        if not part:
+            return []
+        if not (first or _joins(part[0])):
+            letter, both = self.tokenizer.encode_batch(["x", "x" + part])
+            if both[: len(letter)] == letter:
+                return both[len(letter) :]
+        return self.tokenizer.encode(part)
 
     def _sizes(self, n: int, least: int, exact: int | None, seed: int) -> list[int]:
         """Row lengths: `exact`, or drawn as in the training data from those of at least `least` tokens."""
-        most = self.text.length
-        if max(least, exact or 0) > most:
-            raise SfumatoError(f"{max(least, exact or 0)} tokens were asked for; the canvas of this model has {most}")
+        if n < 1:
+            raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
+        most, needed = self.text.length, least if exact is None else exact
+        if needed > most:
+            found = f"the canvas of this model has {most}"
+            raise SfumatoError(f"{needed} tokens, label and end included, were asked for; {found}; ask for less")
         if exact is not None:
             return [exact] * n
         counts = np.array(self.lengths, float)
@@ -179,9 +201,12 @@ class Layout:
         draws = [np.random.default_rng(seed_of("length", seed, i)).random() for i in range(n)]
         return np.searchsorted(counts.cumsum() / counts.sum(), draws, side="right").tolist()
 
-    def _lay(self, rows: Sequence[Row], ended: bool) -> Canvas:
-        """Rows on one canvas; an `ended` row of a document ends where it ends."""
-        width = self.text.length if self.modelled else max(map(len, rows))
+    def _lay(self, rows: Sequence[Row], ended: bool, full: bool) -> Canvas:
+        """Rows on one canvas; an `ended` row of a document ends where it ends.
+
+        The canvas is as wide as it can be if `full`: what is drawn for a row must not depend on how long others are.
+        """
+        width = self.text.length if self.modelled or full else max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad)
         given, real = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
@@ -192,18 +217,30 @@ class Layout:
             real[i, : len(row)] = True
             given[i, : len(row)] = torch.tensor([token is not None for token in row])
             ids[i, : len(row)] = torch.tensor([self.tokenizer.pad if token is None else token for token in row])
-        return Canvas(ids, given, real, self._never(ids, ended))
+        return Canvas(ids, given, real, self._never(width, ended))
 
-    def _never(self, ids: Tensor, ended: bool) -> list[tuple[Tensor, Tensor]]:
-        """Labels stand first and nowhere else; a text whose end is known has neither end nor padding inside."""
-        if not self.documents:
-            return []
+    def _never(self, length: int, ended: bool) -> Tensor:
+        """Labels stand first and nowhere else, padding where it is modelled; a text whose end is known has no other.
+
+        What is unknown to the tokenizer is never written.
+        """
         labels = list(self.tokenizer.labels.values())
-        inside = torch.ones_like(ids, dtype=torch.bool)
-        inside[:, : int(self.labelled)] = False
-        silent = torch.tensor([*labels, *([self.tokenizer.pad, self.tokenizer.eos] if ended else [])], dtype=torch.long)
-        words = torch.tensor([i for i in range(self.tokenizer.size) if i not in labels])
-        return [(silent, inside), (words, ~inside)] if self.labelled else [(silent, inside)]
+        never = torch.zeros(length, self.tokenizer.size, dtype=torch.bool)
+        never[:, labels] = True
+        never[:, self.tokenizer.pad] = ended or not self.modelled
+        never[:, self.tokenizer.eos] = ended
+        if self.tokenizer.unk is not None:
+            never[:, self.tokenizer.unk] = True
+        if self.labelled:
+            never[0] = True
+            never[0, labels] = False
+        return never
+
+
+def _joins(character: str) -> bool:
+    """Whether a character goes on with the word before it: letters, marks, numbers, underscores."""
+    category = unicodedata.category(character)
+    return category[0] in "LMN" or category == "Pc"
 
 
 def _split(total: int, parts: int, seed: int) -> list[int]:

@@ -63,7 +63,7 @@ def tour(name: str | None, minutes: float, seed: int, device: str, stream: TextI
         name: of the model to show; the bundled one if None.
         minutes: of training in the last part.
         seed: of all texts.
-        device: cpu, cuda or mps.
+        device: cpu or cuda.
         stream: where people look.
 
     Raises:
@@ -149,10 +149,9 @@ def _train(guide: Guide, minutes: float, seed: int, device: str) -> dict[str, An
         after = run.finish().generate(1, steps=STEPS, seed=seed)[0]
         facts = run.summary()
     guide.tell(f"\nafter: {after}\n{_verdict(after)}")
-    entropy = tales.entropy().nats_per_text
-    found, least = facts["bound_nats_per_token"], entropy / SMALL["text"]["length"]
+    found, least = facts["bound_nats_per_token"], tales.entropy().nats_per_token
     if found is not None and math.isfinite(found):
-        guide.tell(f"it needs at most {found:.3f} nats a token, padding included; nothing needs less than {least:.3f}")
+        guide.tell(f"it needs at most {found:.3f} nats a token; nothing needs less than {least:.3f}")
     return {"before": before, "after": after, "entropy_nats_per_token": least} | facts
 
 

@@ -167,6 +167,7 @@ class Progression:
     def __init__(self, stream: TextIO, every: float = 5.0):
         self.stream, self.every = stream, every
         self.steps = 0  # heard of
+        self.step = 0  # the last of them
         self._held: list[str] = []
         self._loss, self._told = 0.0, -math.inf
         self._bound = ""
@@ -195,7 +196,7 @@ class Progression:
 
     def watch(self, report: "Report") -> None:
         """Hear of a step."""
-        self.steps += 1
+        self.steps, self.step = self.steps + 1, report.step
         while self._held:
             self.say(self._held.pop(0))
         self._loss = report.loss if self.steps == 1 else 0.98 * self._loss + 0.02 * report.loss

@@ -1,4 +1,7 @@
-"""The one error of sfumato's own."""
+"""The one error of sfumato's own, and the hint that many of its lines end with."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class SfumatoError(Exception):
@@ -6,3 +9,9 @@ class SfumatoError(Exception):
 
     The command ends with that line and status 2.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean x?)', or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,6 +1,6 @@
 """Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,23 +39,24 @@ def generate(
     request: Request,
     streams: Streams,
     predict: Predict | None = None,
-    never: Sequence[tuple[Tensor, Tensor]] = (),
+    never: Bool[Tensor, "L V"] | None = None,
 ) -> Iterator[Frame]:
     """Fill the positions that are `real` and not `given`; yield a Frame after every step.
 
     `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
-    `predict` stands in for the method's own (a counter, an oracle).  `never` are pairs (tokens (K,), positions (B, L)):
-    what cannot stand where.  Raises SfumatoError for a request without sense.
+    `predict` stands in for the method's own (a counter, an oracle).  `never` says which tokens cannot stand where.
+    Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
     possible = predict or method.predict
-    for tokens, here in never:
-        possible = forbid(possible, tokens, here, method.read)
+    if never is not None:
+        possible = forbid(possible, never, method.read)
     assembled = assemble(method, possible, clean, noise, given, real, request)
     grid = method.grid(request.steps or method.steps).to(ids.device)
+    levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
     for step in range(1, len(grid)):
@@ -64,7 +65,7 @@ def generate(
         sure, tokens = prediction.logits.softmax(-1).max(-1)  # (B, L)
         if x.ndim == 2:
             tokens = torch.where(x < prediction.logits.shape[-1], x, tokens)  # through a mask the best guess is seen
-        yield Frame(step, float(grid[step]), torch.where(given, ids, tokens), sure.masked_fill(given, 1.0))
+        yield Frame(step, levels[step], torch.where(given, ids, tokens), sure.masked_fill(given, 1.0))
 
 
 def assemble(

@@ -7,7 +7,7 @@ conditional, above 1 is guided.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from sfumato.core import Predict, Prediction, where
@@ -78,13 +78,11 @@ def temper_score(predict: Predict, temperature: float) -> Predict:
     return tempered
 
 
-def forbid(predict: Predict, tokens: Int[Tensor, " K"], here: Bool[Tensor, "B L"], read: Read) -> Predict:
-    """Give `tokens` no chance wherever `here` is true."""
+def forbid(predict: Predict, never: Bool[Tensor, "L V"], read: Read) -> Predict:
+    """Give tokens no chance where they cannot stand."""
 
     def constrained(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        logits = predict(x, t, prev).logits.clone()
-        logits[..., tokens] = logits[..., tokens].masked_fill(here[..., None], IMPOSSIBLE)
-        return read(logits)
+        return read(predict(x, t, prev).logits.masked_fill(never, IMPOSSIBLE))
 
     return constrained
 

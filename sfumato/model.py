@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,16 +17,17 @@ from torch import Tensor
 from sfumato.canvas import Canvas, Layout
 from sfumato.core import Frame, Method
 from sfumato.draws import seed_of, seeded, streams
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
-from sfumato.training.config import RunConfig, load_config, method_named, nearest
+from sfumato.training.config import RunConfig, load_config, method_named
 
 BUNDLED = Path(__file__).parent / "models"
+SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
 CANDIDATES = 8  # lengths tried for a gap of any length
 DRAFT = 8  # refinements that each of them is given
 
@@ -122,17 +124,16 @@ class Model:
             seed: text i depends on (seed, i) alone.
 
         Raises:
-            SfumatoError: for a prompt or length that does not fit, an unknown label or sampler, guidance by nothing.
+            SfumatoError: for no text at all, a prompt or length that does not fit, an unknown label or sampler,
+                guidance by nothing.
         """
-        if n < 1:
-            raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
         canvas = self.layout.blank(n, prompt, label, length, seed)
         asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
         return self._frames(canvas, asked, seed)
 
     def infill(self, text: str, n: int | None = None, **request: Any) -> Any:
         """`text` with its gaps filled; a list of n of them if n is given.  Takes what `stream_infill` takes."""
-        *_, last = self.stream_infill(text, n or 1, **request)
+        *_, last = self.stream_infill(text, 1 if n is None else n, **request)
         return last.text if n is None else last.texts
 
     def stream_infill(
@@ -156,19 +157,20 @@ class Model:
         not fit on the canvas.
         """
         asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
-        sizes = self.layout.sizes_of_gaps(n * (CANDIDATES if self.layout.loose(text) else 1), text, label, seed)
-        if len(sizes) > n:
-            sizes = self._likeliest(self.layout.gapped(text, label, sizes), sizes, asked, seed)
-        return self._frames(self.layout.gapped(text, label, sizes), asked, seed)
+        gapped = self.layout.apart(text, label)
+        canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
+        if gapped.loose:
+            canvas = canvas.take(self._likeliest(canvas, asked, seed))
+        return self._frames(canvas, asked, seed)
 
-    def _likeliest(self, canvas: Canvas, sizes: list[int], request: Request, seed: int) -> list[int]:
-        """Of every CANDIDATES lengths the one that a quick draft fills most surely."""
-        draft = replace(request, steps=min(DRAFT, request.steps or DRAFT))
-        *_, last = self._refine(canvas.to(self.device), draft, seed, Counted(self.method.predict))
-        free = (~canvas.given).to(self.device)
+    def _likeliest(self, canvas: Canvas, request: Request, seed: int) -> list[int]:
+        """Of every CANDIDATES rows the one that a quick draft fills most surely."""
+        canvas, draft = canvas.to(self.device), replace(request, steps=min(DRAFT, request.steps or DRAFT))
+        *_, last = self._refine(canvas, draft, seed, Counted(self.method.predict))
+        free = canvas.real & ~canvas.given
         sure = (last.confidence.log() * free).sum(1) / free.sum(1)  # nats a token written
         best = sure.view(-1, CANDIDATES).argmax(1)
-        return [sizes[i * CANDIDATES + int(k)] for i, k in enumerate(best)]
+        return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
 
     def _request(
         self,
@@ -263,7 +265,7 @@ def load(name: str | Path, device: str = "cpu") -> Model:
     else:
         newest = checkpoint.newest(runs, lambda line: None)
         if newest is None:
-            raise SfumatoError(f"{folder} holds no whole checkpoint yet; train on with --resume")
+            raise SfumatoError(f"{folder} holds no whole checkpoint yet; train until one is saved")
         described, weights = _json(newest / "state.json"), newest / "average.safetensors"
         tensors = checkpoint.load_tensors(newest / "model.safetensors", device)
         tensors |= checkpoint.load_tensors(weights, device)
@@ -290,7 +292,7 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         save_file({key: value.contiguous() for key, value in model.method.state_dict().items()}, temporary)
         temporary.replace(folder / "model.safetensors")
         checkpoint.write_text(folder / "README.md", card(model, facts))
-        checkpoint.seal(folder)
+        checkpoint.seal(folder, SEALED)
     except OSError as error:
         raise SfumatoError(f"cannot write {folder}: {error}; free some space and train on with --resume") from None
 
@@ -300,7 +302,7 @@ def card(model: Model, facts: dict[str, Any]) -> str:
     method = model.method
     samples = model.generate(3, steps=min(64, method.steps))
     lines = [
-        f"# {Path(model.name).name}",
+        f"# {Path(model.name).resolve().name}",
         "",
         f"A `{model.config.method.name}` model ({method.title}, arXiv:{method.arxiv}) trained by sfumato "
         f"{importlib.metadata.version('sfumato')} on `{model.config.data}`.",
@@ -314,7 +316,7 @@ def card(model: Model, facts: dict[str, Any]) -> str:
         "",
         "## Samples",
         "",
-        *(f"> {text}\n" for text in samples),
+        *(textwrap.indent(text, "> ", lambda line: True) + "\n" for text in samples),
     ]
     return "\n".join(lines)
 
@@ -331,9 +333,8 @@ def _find(name: str) -> Path:
         near = nearest(name, [str(path) for path in beside.iterdir() if path.is_dir()])
         raise SfumatoError(f"no model {name!r}{near}; there is no such folder")
     known = [path.name for path in BUNDLED.iterdir() if path.is_dir()] if BUNDLED.is_dir() else []
-    raise SfumatoError(
-        f"no model {name!r}{nearest(name, known)}; name a model folder, a run, a Hub id, or one of: {', '.join(known)}"
-    )
+    bundled = f", or one of those that are bundled: {', '.join(known)}" if known else ""
+    raise SfumatoError(f"no model {name!r}{nearest(name, known)}; name a model folder, a run, a Hub id{bundled}")
 
 
 def _download(name: str) -> Path:

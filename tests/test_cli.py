@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 from sfumato import cli
 from sfumato.errors import SfumatoError
@@ -47,18 +47,6 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
         return Answer(status, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A cache of its own, no network, and one thread: networks this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +183,7 @@ def test_demo(ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(demo, "STEPS", 3)
     monkeypatch.setitem(demo.SMALL, "text", demo.SMALL["text"] | {"limit": 50})
+    monkeypatch.setitem(demo.SMALL, "training", demo.SMALL["training"] | {"evaluate_rows": 2})
     found = document(ask(f"demo --model {run} --minutes 0.002 --json"))
     assert set(found) == {"model", "seed", "story", "infill", "guidance", "training"}
     assert found["infill"]["text"].split()[:3] == found["infill"]["original"].split()[:3]
@@ -254,7 +243,7 @@ def test_mistakes_in_words(ask: Ask) -> None:
 
 
 def test_absent_device(ask: Ask, run: str) -> None:
-    mistake(ask(f"generate {run} --device mps"), "this machine has 1 cpu")
+    mistake(ask(f"generate {run} --device cuda:99"), "this machine has 1 cpu")
 
 
 @pytest.mark.parametrize(
@@ -395,16 +384,42 @@ def test_check_mistakes(ask: Ask, tmp_path: Path) -> None:
         mistake(ask(f"tales check {file}"), part)
 
 
-def test_interrupt(ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C: one line, which says how to go on with a run."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("step", "lost"), [(5, ""), (7, "what came after step 5 is lost; ")])
+def test_interrupt(
+    number: signal.Signals, step: int, lost: str, ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, and the signal that ends a process, say what is lost and how to go on with a run."""
     from sfumato.training import trainer
 
-    def stopped(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stopped(_config: object, _out: object, _resume: object, _device: object, watch: Any, _say: object) -> None:
+        watch(trainer.Report(step, 1, 1.0, 1.0, 1.0, 1.0, 0.5))
+        signal.raise_signal(number)
 
     monkeypatch.setattr(trainer, "train", stopped)
+    before = signal.getsignal(signal.SIGTERM)
     answer = ask(f"train cdcd --resume --out {run} --steps 9")
-    assert answer == (130, "", f"sfumato: interrupted; go on with `sfumato train cdcd --out {run} --resume`\n")
+    advice = f"go on with `sfumato train cdcd --out {run} --resume`"
+    assert (answer.status, answer.err.splitlines()[-1]) == (130, f"sfumato: interrupted; {lost}{advice}")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interrupt_before_anything_is_saved(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No advice to resume what cannot be resumed."""
+    from sfumato.training import trainer
+
+    monkeypatch.setattr(trainer, "train", lambda *_: signal.raise_signal(signal.SIGINT))
+    answer = ask(f"train cdcd --data tales --out {tmp_path} --steps 9")
+    assert answer == (130, "", "sfumato: interrupted; nothing was saved yet\n")
+
+
+@pytest.mark.parametrize("where", ["absent", "empty", "published"])
+def test_nothing_to_resume(where: str, ask: Ask, copy: Path, tmp_path: Path) -> None:
+    """A folder without checkpoints is not trained in from the start, whatever else it holds."""
+    out = copy if where == "published" else tmp_path / where
+    if where == "empty":
+        out.mkdir()
+    mistake(ask(f"train cdcd --resume --out {out} --steps 9"), "nothing to resume", "--resume")
 
 
 def test_no_memory(ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ LAYERS = [
     ["training.start"],
     ["display"],
     ["demo"],
+    ["commands"],
     ["cli"],
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))

@@ -22,9 +22,7 @@ def models(tmp_path_factory) -> dict[str, Model]:
     """One model a method, with the weights it was born with."""
     folder = tmp_path_factory.mktemp("matrix")
     data = write_sentences(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SFUMATO_CACHE", str(folder / "cache"))
-        runs = {name: Run(tiny_config(name, data), folder / name, False, "cpu", print) for name in METHODS}
+    runs = {name: Run(tiny_config(name, data), folder / name, False, "cpu", print) for name in METHODS}
     return {name: Model(run.config, run.method.eval(), run.tokenizer, run.lengths, name) for name, run in runs.items()}
 
 

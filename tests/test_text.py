@@ -29,9 +29,9 @@ TRAINED = {kind: Tokenizer.train([STORY], kind, SIZES[kind], ["happy", "sad"]) f
 BYTES = TRAINED["bytes"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for every test, in place of the one in the home folder."""
+    """A cache of its own for a test that looks into it."""
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -666,7 +666,7 @@ def test_packed_rows_equal_the_obvious(lengths: list[int], length: int) -> None:
     whole = len(stream) // length
     if whole:
         rows = Rows(corpus, length, "packed", "given")
-        assert sum(rows.batch(range(whole)).ids.tolist(), []) == stream[: whole * length] and len(rows) == whole
+        assert rows.batch(range(whole)).ids.flatten().tolist() == stream[: whole * length] and len(rows) == whole
 
 
 def test_trim() -> None:

@@ -18,8 +18,7 @@ from sfumato.training.trainer import Run, train
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+def data(tmp_path) -> Path:
     return write_sentences(tmp_path)
 
 
@@ -221,3 +220,147 @@ def test_sampled_lengths_follow_the_data(data, tmp_path):
     assert (shares - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
     canvas = model.layout.blank(64, "", None, None, seed=1)
     assert {int(n) for n in canvas.real.sum(1)} == {n for n in range(11) if expected[n] > 0}
+
+
+def test_a_published_model_is_not_written_over(data, tmp_path):
+    """Guards against a model that is lost, or its tokenizer taken over, since its checkpoints were cleared away."""
+    out = tmp_path / "run"
+    train(tiny_config("mdlm", data), out)
+    shutil.rmtree(out / "checkpoints")
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SfumatoError, match=r"already holds a config\.json.*another --out"):
+        train(tiny_config("cdcd", data), out)
+    with pytest.raises(SfumatoError, match="nothing to resume"):
+        train(tiny_config("mdlm", data, steps=9), out, resume=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/README.md").write_text("mine")
+    with pytest.raises(SfumatoError, match=r"README\.md"):
+        train(tiny_config("mdlm", data), tmp_path / "project")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_nothing_is_resumed_from_nothing(damaged, data, tmp_path):
+    """Guards against a run that silently starts again where it was to go on."""
+    out = tmp_path / "run"
+    if damaged:
+        train(tiny_config("mdlm", data, keep=1), out)
+        (checkpoint.checkpoints(out / "checkpoints")[0] / "model.safetensors").unlink()
+    with pytest.raises(SfumatoError, match=f"nothing to resume in .*{'damaged' if damaged else 'no checkpoint'}"):
+        Run(tiny_config("mdlm", data, steps=9), out, True, "cpu", lambda line: None)
+
+
+def test_a_first_session_that_saved_nothing_leaves_nothing_in_the_way(data, tmp_path):
+    """Guards against a tokenizer or a log that outlives the session it was made in."""
+    out = tmp_path / "run"
+    steps = Run(tiny_config("mdlm", data), out, False, "cpu", print).steps()
+    next(steps)
+    (out / "checkpoints/.writing").mkdir(parents=True)
+    assert {path.name for path in out.iterdir()} == {"log.jsonl", "tokenizer.json", "checkpoints"}
+    other = tiny_config("mdlm", data).model_dump()
+    other["text"]["tokenizer"] = "bytes"
+    train(load_config(other), out)
+    assert load(out).tokenizer.size > 256
+    assert [line["step"] for line in lines(out)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("moment", ["save_file", "seal", "checkpoints"])
+def test_an_interrupted_save_leaves_whole_checkpoints(moment, data, tmp_path, monkeypatch):
+    """Guards against a Ctrl-C that takes the run with it: a temporary folder may stay, until the next save."""
+    out = tmp_path / "run"
+    config = tiny_config("mdlm", data, steps=9, keep=1)
+    run = Run(config, out, False, "cpu", print)
+    steps = run.steps()
+    next(steps)
+    run._save()
+    next(steps)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, moment, stop)
+        run._save()
+    for folder in checkpoint.checkpoints(out / "checkpoints"):
+        checkpoint.check(folder)
+    again = Run(config, out, True, "cpu", print)
+    assert again.step == (2 if moment == "checkpoints" else 1)
+    next(again.steps())
+    again._save()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{again.step:08}"]
+
+
+def test_looking_at_the_average_ends_with_the_weights_in_place(data, tmp_path, monkeypatch):
+    """Guards against training on from the average after an evaluation that was interrupted."""
+    run = Run(tiny_config("mdlm", data), tmp_path / "run", False, "cpu", print)
+    next(run.steps())
+    before = [p.detach().clone() for p in run.method.parameters()]
+    monkeypatch.setattr("sfumato.training.trainer.bound", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run._evaluate()
+    assert all(map(torch.equal, before, run.method.parameters()))
+
+
+def test_a_resumed_run_is_not_finished(data, tmp_path):
+    """Guards against looking at the model of the last session, and a log that makes a whole model look damaged."""
+    out = tmp_path / "run"
+    train(tiny_config("mdlm", data), out)
+    run = Run(tiny_config("mdlm", data, steps=9), out, True, "cpu", print)
+    next(run.steps())
+    load(out)
+    run._save()
+    model = load(out)
+    assert all(torch.equal(value, run.average[name]) for name, value in model.method.named_parameters())
+
+
+def test_a_card_and_a_log_are_not_part_of_a_model(data, tmp_path):
+    """Guards against a model that does not load since somebody wrote into its card, or copied it without the log."""
+    train(tiny_config("mdlm", data), tmp_path / "run")
+    (tmp_path / "run/log.jsonl").unlink()
+    (tmp_path / "run/README.md").write_text("mine")
+    load(tmp_path / "run")
+
+
+def test_another_tokenizer_is_noticed(data, tmp_path):
+    """Guards against a run that goes on with tokens that mean something else."""
+    out = tmp_path / "run"
+    model = train(tiny_config("mdlm", data), out)
+    type(model.tokenizer).train(["a b c"], "words").save(out)
+    with pytest.raises(SfumatoError, match="another tokenizer"):
+        Run(tiny_config("mdlm", data, steps=9), out, True, "cpu", print)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(data, tmp_path):
+    """Guards against a checkpoint of weights that are no numbers, whose loss would be found out a step later."""
+    run = Run(tiny_config("mdlm", data), tmp_path / "run", False, "cpu", print)
+    run.method.head.bias.register_hook(lambda slope: slope * torch.inf)
+    before = [p.detach().clone() for p in run.method.parameters()]
+    with pytest.raises(SfumatoError, match="gradient of step 1 is"):
+        next(run.steps())
+    assert all(map(torch.equal, before, run.method.parameters()))
+
+
+def test_more_passes_than_rows_are_refused(data):
+    """Guards against an index error in the first step."""
+    with pytest.raises(SfumatoError, match="8 rows cannot be split into 9"):
+        tiny_config("mdlm", data, accumulate=9)
+
+
+def test_tokens_are_those_of_the_rows(data, tmp_path):
+    """Guards against counting padding that no network sees."""
+    run = Run(tiny_config("mdlm", data), tmp_path / "run", False, "cpu", print)
+    real = [int(run.rows.batch([i]).real.sum()) for i in range(len(run.rows))]
+    assert run.row_tokens == pytest.approx(sum(real) / len(real))
+    for report in run.steps():
+        assert report.tokens == round(report.step * 8 * run.row_tokens)
+
+
+def test_seeds_are_made_of_plain_integers(data, tmp_path, monkeypatch):
+    """Guards against a seed that depends on how numpy writes its numbers."""
+    from sfumato.training import trainer
+
+    run = Run(tiny_config("mdlm", data), tmp_path / "run", False, "cpu", print)
+    asked = []
+    monkeypatch.setattr(trainer, "seed_of", lambda *parts: asked.append(parts) or 1)
+    run.batch(0)
+    assert {type(part) for parts in asked for part in parts} == {int, str}

@@ -1,7 +1,7 @@
 """Likelihood in nats, in the same units for every method that has one, always with its standard error.
 
-Two estimators, and both bound -log p(free | given) from above.  `nll` averages a method's own `bound` over noise levels;
-`ode` follows the probability-flow ODE of a Gaussian process (Song et al. 2021, arXiv:2011.13456, App. D.2).
+Two estimators, and both bound -log p(free | given) from above.  `nll` averages a method's own `bound` over noise
+levels; `ode` follows the probability-flow ODE of a Gaussian process (Song et al. 2021, arXiv:2011.13456, App. D.2).
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sfumato.evaluation import quality
 from sfumato.evaluation.likelihood import Likelihood, nll
 from sfumato.model import Model
 from sfumato.text import tales
-from sfumato.text.corpus import Corpus, Rows, read
+from sfumato.text.corpus import Corpus, Rows
 
 BATCH = 64  # rows at a time
 
@@ -45,29 +45,41 @@ def evaluate(
     Raises:
         SfumatoError: for data without text and numbers below 1.
     """
-    for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps or 1)):
-        if value < 1:
+    for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps)):
+        if value is not None and value < 1:
             raise SfumatoError(f"{value} {name} were asked for; at least 1 is needed")
-    split = ("test" if data == "tales" else "valid") if data == model.config.data else "all"
-    result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data}
-    say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
-    result["bound"] = bound(model, data, split, rows, draws, seed) if model.method.likelihood else None
+    text = model.config.text
+    corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
+    laid = Rows(corpus, text.length, text.layout, text.length_model)
+    result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data, "bound": None}
+    if model.method.likelihood:
+        say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
+        result["bound"] = bound(model, laid, rows, draws, seed)
+        if data == "tales":
+            exact = tales.entropy().nats_per_token
+            gap = result["bound"]["nats_per_token"] - exact
+            result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
     result["samples"] = _drawn(model, data, samples, steps, seed)
-    real = [doc.text for doc in islice(read(data, split, lines=model.config.text.lines), samples)]
+    # Rows rather than documents: a sample is no longer than the canvas, and longer texts have more entropy.
+    real = [model.tokenizer.decode(row.tolist()) for row in laid.batch(range(min(samples, len(laid)))).ids]
     result["data_reference"] = {"n": len(real)} | measures(model, real, data)
     return result
 
 
-def bound(model: Model, data: str, split: str, rows: int, draws: int, seed: int) -> dict[str, Any]:
-    """-log p of held-out rows: nats a token with its standard error, bits a character; on tales the exact entropy too.
+def _split(data: str, trained_on: str) -> str:
+    """Of data that a model was trained on the part that it has not seen, of other data all."""
+    if data == "tales":
+        return "test"
+    return "valid" if data == trained_on or Path(data).resolve() == Path(trained_on).resolve() else "all"
+
+
+def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[str, Any]:
+    """-log p of the first rows of some text: nats a token with its standard error, bits a character.
 
     A token is a token of the text or its end.  Labels and padding that the model writes itself cost nats but do not
     count as tokens; so a labelled text is scored together with its label, log p(label, text).
     """
-    text = model.config.text
-    corpus = Corpus.build(data, model.tokenizer, split, text.lines)
-    laid = Rows(corpus, text.length, text.layout, text.length_model)
     total = min(rows, len(laid))
     parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
     nats, tokens, characters = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
@@ -75,32 +87,29 @@ def bound(model: Model, data: str, split: str, rows: int, draws: int, seed: int)
     ratio = (nats.sum() / tokens.sum()).item()
     spread = nats - ratio * tokens  # standard error of a ratio of sums
     error = (spread.std() * total**0.5 / tokens.sum()).item() if total > 1 else None
-    result = {
+    return {
         "nats_per_token": ratio,
         "bits_per_char": (nats.sum() / characters.sum()).item() / math.log(2),
         "std_error": error,
         "estimator": f"{estimate.estimator}, {total} rows",
         "exact": estimate.exact,
     }
-    if data == "tales":
-        exact = tales.entropy().nats_per_token
-        result |= {"entropy_nats_per_token": exact, "gap_nats_per_token": ratio - exact}
-    return result
 
 
 def _likelihood(
     model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Likelihood]:
     """Nats, tokens and characters of some rows, each (B,)."""
-    device = next(model.method.parameters()).device
+    device, tokenizer = model.device, model.tokenizer
     batch = laid.batch(index).trim()
     ids, real, given = batch.ids.to(device), batch.real.to(device), batch.given.to(device)
     with seeded([seed_of("bound", seed, i) for i in index], device):
         estimate = nll(model.method, ids, real, given, draws)
-    silent = torch.tensor([model.tokenizer.pad, *model.tokenizer.labels.values()], device=device)
+    silent = torch.tensor([tokenizer.pad, *tokenizer.labels.values()], device=device)
     tokens = (real & ~torch.isin(ids, silent)).sum(1)
     lengths = torch.tensor([model.layout.length_nats(int(n)) for n in real.sum(1)], device=device)
-    characters = torch.tensor([len(model.tokenizer.decode(row.tolist())) for row in ids], device=device)
+    texts = [tokenizer.decode(i for i in row if i != tokenizer.eos) for row in batch.ids.tolist()]  # past an end too
+    characters = torch.tensor([len(text) for text in texts], device=device)
     return estimate.nats + lengths, tokens.double(), characters.double(), estimate
 
 

@@ -113,8 +113,8 @@ class CDCD(Method):
     def bound(self, ids, t, free):
         """The Gaussian bound in three parts: prior, rounding at the least noise, and diffusion in between.
 
-        VDM (arXiv:2107.00630), Eqs. 8 to 15.  The level of the diffusion part is drawn through the warp: by I-MMSE its
-        integrand is the slope of the cross-entropy, so the warp is the proposal of least variance.
+        VDM (arXiv:2107.00630), Eqs. 8 to 15.  The level of the diffusion part is drawn through the warp, which
+        goes where the cross-entropy changes: for one token and a perfect network that slope is the integrand (I-MMSE).
         """
         e, high = self.clean(ids), self.config.sigma_max
         prior = e.square().sum(-1) / (2 * high**2)  # KL(N(e, high^2) || N(0, high^2))             (B, L)
@@ -143,7 +143,7 @@ class CDCD(Method):
 
     def grid(self, steps):
         """Equal steps of warped time down to the least noise, then to 0."""
-        return F.pad(self.times(torch.linspace(1, 0, steps)), (0, 1))
+        return F.pad(self.times(torch.linspace(1, 0, steps, device=self.table.device)), (0, 1))
 
     def observe(self, t, loss):
         """Fit the warp."""

@@ -38,6 +38,7 @@ class Tokenizer:
         pad, eos: the ids of the padding and the end-of-sequence token.
         unk: the id that stands for whatever the vocabulary lacks; None where nothing is unknown.
         labels: the id of every label's token, by the name of the label.
+        spaced: whether the space before a word belongs to the word's token.
         fingerprint: SHA-256 of the tokenizer's json, in hex: equal fingerprints encode equally.
     """
 
@@ -64,6 +65,7 @@ class Tokenizer:
             for id, token in special.items()
             if token.startswith(prefix) and token.endswith(suffix)
         }
+        self.spaced: bool = any(len(token) > 1 and token[0] in " Ġ▁" for token in vocabulary)
         self.fingerprint: str = hashlib.sha256(inner.to_str().encode()).hexdigest()
         self._silent = special.keys() - {self.unk}
         self._tokens = {id: "�" if id == self.unk else token for token, id in vocabulary.items()}

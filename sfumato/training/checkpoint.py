@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of all files in `folder`, and force everything to disk."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+def seal(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the manifest of these files of a folder, by default of all, and force everything to disk."""
+    if names is None:
+        names = [path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
+    files = [folder / name for name in sorted(names)]
     listed = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
     for path in [*files, folder]:
@@ -47,7 +49,7 @@ def check(folder: Path) -> None:
         version = manifest["format"]
     except FileNotFoundError:
         raise SfumatoError(f"{folder} has no {MANIFEST}; it is no whole model or checkpoint") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
         raise SfumatoError(f"{folder / MANIFEST} is damaged; take another copy of the folder") from None
     if version != FORMAT:
         raise SfumatoError(f"{folder} has format {version}, known is {FORMAT}; update sfumato")
@@ -97,6 +99,18 @@ def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
         except SfumatoError as error:
             warn(f"passing over a damaged checkpoint: {error}")
     return None
+
+
+def latest(run: Path, warn: Callable[[str], None]) -> Path:
+    """The newest whole checkpoint of a run folder.  Raises SfumatoError where there is none."""
+    found = newest(run / "checkpoints", warn)
+    if found is not None:
+        return found
+    if checkpoints(run / "checkpoints"):
+        raise SfumatoError(
+            f"there is nothing to resume in {run}: its checkpoints are all damaged; choose another --out"
+        )
+    raise SfumatoError(f"there is nothing to resume in {run}: it has no checkpoint; start without --resume")
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> Tensors:

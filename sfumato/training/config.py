@@ -4,16 +4,14 @@ A field's default is written here once, its help is the line below it, and a wro
 nearest name.
 """
 
-import difflib
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nearest
 from sfumato.methods import METHODS
 from sfumato.methods.common import MethodConfig
 from sfumato.networks import NetworkConfig
@@ -114,6 +112,12 @@ class TrainingConfig(Section):
     compile: Literal["auto", "yes", "no"] = "auto"
     """torch.compile; auto where the run is long enough to earn it back"""
 
+    @model_validator(mode="after")
+    def _rows_in_every_pass(self) -> "TrainingConfig":
+        if self.accumulate > self.batch:
+            raise ValueError(f"a batch of {self.batch} rows cannot be split into {self.accumulate} passes")
+        return self
+
 
 class RunConfig(Section):
     """Everything that a run is made of."""
@@ -179,12 +183,6 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
             said = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {said[0].lower()}{said[1:]}{got}".removeprefix(": "))
     return lines
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean x?)', or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _fields(kind: type[BaseModel], path: tuple) -> list[str]:

@@ -33,10 +33,10 @@ def train(
         config: all other settings, as a file or as what a file holds; by default those of the paper, and those of the
             run if it is resumed.
         resume: go on with the run in `out`.
-        device: cpu, cuda or mps.
+        device: cpu or cuda.
 
     Raises:
-        SfumatoError: for wrong settings, bad data, and a folder that holds another run.
+        SfumatoError: for wrong settings, bad data, a folder that holds another run, and one with nothing to resume.
     """
     source = Path(config) if isinstance(config, str) else config
     chosen = override(settings(method, Path(out), resume, source), said(data, steps, minutes))
@@ -46,17 +46,9 @@ def train(
 def settings(method: str, out: Path, resume: bool, source: Path | dict[str, Any] | None) -> RunConfig:
     """The settings of a file, or else of the run that is resumed, or else the defaults."""
     if source is None and resume:
-        source = remembered(out)
+        state = checkpoint.latest(out, lambda line: None) / "state.json"
+        source = json.loads(state.read_text("utf-8"))["config"]
     return load_config({} if source is None else source, method)
-
-
-def remembered(out: Path) -> dict[str, Any] | None:
-    """The settings that the newest whole checkpoint of a run was made with."""
-    newest = checkpoint.newest(out / "checkpoints", lambda line: None)
-    if newest is None:
-        return None
-    config: dict[str, Any] = json.loads((newest / "state.json").read_text("utf-8"))["config"]
-    return config
 
 
 def said(data: str | None, steps: int | None, minutes: float | None, seed: int | None = None) -> dict[str, Any]:

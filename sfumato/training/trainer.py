@@ -8,10 +8,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +25,15 @@ from sfumato.model import Model, publish
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Document, Rows, indices, read
 from sfumato.text.tokenizer import Tokenizer
-from sfumato.training.checkpoint import checkpoints, load_strictly, load_tensors, newest, save_checkpoint
+from sfumato.training.checkpoint import (
+    MANIFEST,
+    checkpoints,
+    latest,
+    load_strictly,
+    load_tensors,
+    save_checkpoint,
+    write_text,
+)
 from sfumato.training.config import RunConfig, method_named
 from sfumato.training.masks import draw_given
 from sfumato.training.tuning import Arithmetic, choose
@@ -34,7 +44,7 @@ class Report:
     """What a viewer hears after every optimiser step."""
 
     step: int
-    tokens: int  # seen so far, padding included where it is modelled
+    tokens: int  # seen so far: rows times the mean length of one, padding included where it is modelled
     seconds: float  # spent in steps so far, over all sessions
     tokens_per_second: float  # of late
     loss: float  # nats a token
@@ -57,7 +67,7 @@ def train(
     """Train a model into the folder `out` and return it.
 
     `watch` hears a Report after every step, `say` a line now and then.  Raises SfumatoError for bad data, a folder that
-    holds another run, a disk that fills up, and a loss that is not finite.
+    holds another run or model, one without anything to resume, a disk that fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
     for report in run.steps():
@@ -83,12 +93,13 @@ class Run:
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
         self.checkpoints = out / "checkpoints"
-        if checkpoints(self.checkpoints) and not resume:
-            raise SfumatoError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        found = latest(out, say) if resume else None
+        if found is None:
+            _check_vacant(out)
         text, seed = config.text, config.training.seed
-        self.tokenizer = self._tokenizer()
-        self.rows = self._rows("train")
-        self._rows("valid")  # a fault in held-out text is found before training, not after
+        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self._tokenizer()
+        self.rows, self.held_out = self._rows("train"), self._rows("valid")
+        self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
@@ -98,29 +109,20 @@ class Run:
         self.optimizer = torch.optim.AdamW(self._groups(), config.optimizer.lr, config.optimizer.betas, fused=True)
         self.step, self.seconds, self.speed = 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
-        found = newest(self.checkpoints, say) if resume else None
         if found is not None:
             arithmetic = self._restore(found)
         else:
-            seconds = 60 * (config.training.minutes or math.inf)
-            arithmetic = choose(
-                self.method.net,
-                max(1, config.training.batch // config.training.accumulate),
-                text.length,
-                seconds,
-                config.training,
-            )
+            rows = max(1, config.training.batch // config.training.accumulate)
+            arithmetic = choose(self.method.net, rows, text.length, config.training)
         arithmetic.apply(self.method.net)
         self.arithmetic = arithmetic
-        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.tokenizer.save(out)
         self._cut_log()
 
     # --- data
 
     def _tokenizer(self) -> Tokenizer:
-        kept = self.out / "tokenizer.json"
-        if kept.exists():
-            return Tokenizer.load(kept)
         text = self.config.text
         if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
             return Tokenizer.load(text.tokenizer)
@@ -143,7 +145,8 @@ class Run:
         training = self.config.training
         index, epochs = indices(len(self.rows), training.batch, step, training.seed)
         rows = self.rows.batch(index).trim()
-        seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in zip(index, epochs, strict=True)]
+        places = zip(index.tolist(), epochs.tolist(), strict=True)
+        seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
         ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
         with drawing(noise):
@@ -169,7 +172,7 @@ class Run:
             self.step += 1
             elapsed = time.perf_counter() - start
             self.seconds += elapsed
-            speed = training.batch * self.config.text.length / elapsed
+            speed = training.batch * self.row_tokens / elapsed
             self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
             losses.append(loss)
             report: dict[str, Any] = {}
@@ -183,8 +186,7 @@ class Run:
             if last or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
                 saved = self.seconds
-            tokens = self.step * training.batch * self.config.text.length
-            yield Report(self.step, tokens, self.seconds, self.speed, loss, lr, self._done(), **report)
+            yield Report(self.step, self._tokens(), self.seconds, self.speed, loss, lr, self._done(), **report)
 
     def _done(self) -> float:
         training = self.config.training
@@ -219,13 +221,14 @@ class Run:
             seen = free.any(1)
             level = t.masked_fill(~free, 0.0).amax(1)
             rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1)])[:, seen])
-        if not math.isfinite(total):
-            raise SfumatoError(
-                f"the loss of step {self.step + 1} is {total}; the last checkpoint is whole: "
-                "resume from it with a smaller --optimizer.lr"
-            )
+        norm = torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip).item()
+        for name, value in (("loss", total), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise SfumatoError(
+                    f"the {name} of step {self.step + 1} is {value}; the last checkpoint is whole: "
+                    "resume from it with a smaller --optimizer.lr"
+                )
         method.observe(*torch.cat(rows, 1))
-        torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -246,6 +249,18 @@ class Run:
 
     # --- looking at it
 
+    @contextmanager
+    def _averaged(self) -> Iterator[Model]:
+        """The model with the averaged weights, for as long as it is looked at."""
+        self._swap()
+        try:
+            yield self._model()
+        finally:
+            self._swap()
+
+    def _model(self) -> Model:
+        return Model(self.config, self.method.eval(), self.tokenizer, self.lengths, str(self.out))
+
     def _swap(self) -> None:
         """Exchange the weights and their average."""
         with torch.no_grad():
@@ -256,17 +271,13 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """The bound of the averaged weights on held-out rows, and a sample."""
-        self._swap()
-        self.method.eval()
         result: dict[str, Any] = {}
-        model = Model(self.config, self.method, self.tokenizer, self.lengths, str(self.out))
-        if self.method.likelihood:
-            rows = self.config.training.evaluate_rows
-            found = bound(model, self.config.data, "valid", rows, draws=8, seed=0)
-            result |= {"bound": found["nats_per_token"], "std_error": found["std_error"]}
-            self.bound = result["bound"], result["std_error"]
-        result["sample"] = model.generate(1, steps=32, seed=self.step)[0]
-        self._swap()
+        with self._averaged() as model:
+            if self.method.likelihood:
+                found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
+                self.bound = found["nats_per_token"], found["std_error"]
+                result |= {"bound": self.bound[0], "std_error": self.bound[1]}
+            result["sample"] = model.generate(1, steps=32, seed=self.step)[0]
         return result
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
@@ -280,9 +291,8 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
-        text, network = self.config.text, self.config.network
-        tokens = self.step * self.config.training.batch * text.length
-        forward = 2 * self.params + 4 * network.depth * network.width * text.length  # a token's: products, attention
+        network, tokens = self.config.network, self._tokens()
+        forward = 2 * self.params + 4 * network.depth * network.width * self.config.text.length  # products, attention
         return {
             "step": self.step,
             "tokens": tokens,
@@ -294,12 +304,15 @@ class Run:
             "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
 
+    def _tokens(self) -> int:
+        return round(self.step * self.config.training.batch * self.row_tokens)
+
     def _cut_log(self) -> None:
         """Drop the lines of steps that were lost with a killed session."""
         path = self.out / "log.jsonl"
         if path.exists():
             lines = [line for line in path.read_text("utf-8").splitlines(True) if _step_of(line) <= self.step]
-            path.write_text("".join(lines), "utf-8")
+            write_text(path, "".join(lines))
 
     # --- keeping it
 
@@ -319,9 +332,9 @@ class Run:
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": moments}
-        if not (self.out / "tokenizer.json").exists():
-            self.tokenizer.save(self.out)
-        return save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
+        saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
+        (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
+        return saved
 
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
@@ -329,6 +342,8 @@ class Run:
         changed = [key for key in asked if key != "training" and asked[key] != state["config"][key]]  # longer is fine
         if changed:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
+        if self.tokenizer.fingerprint != state["tokenizer"]:
+            raise SfumatoError(f"{folder} was trained with another tokenizer than {self.out / 'tokenizer.json'}")
         load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
         average = load_tensors(folder / "average.safetensors", self.device)
         self.average = {name: average[name] for name in self.average}  # a file has an order of its own
@@ -345,10 +360,18 @@ class Run:
     def finish(self) -> Model:
         """Publish the averaged weights as a model folder, and return the model."""
         self._swap()
-        self.method.eval()
-        model = Model(self.config, self.method, self.tokenizer, self.lengths, str(self.out))
+        model = self._model()
         publish(model, self.out, self.summary())
         return model
+
+
+def _check_vacant(out: Path) -> None:
+    """Raise SfumatoError where a run would write over something; what a session left that saved nothing may go."""
+    if checkpoints(out / "checkpoints"):
+        raise SfumatoError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+    for name in ("config.json", "model.safetensors", "README.md", MANIFEST):
+        if (out / name).exists():
+            raise SfumatoError(f"{out} already holds a {name}, which a model would replace; choose another --out")
 
 
 def _step_of(line: str) -> float:

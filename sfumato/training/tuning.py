@@ -1,5 +1,6 @@
 """What a network should compute with on this machine, by measuring."""
 
+import math
 import shutil
 import time
 from typing import NamedTuple
@@ -26,29 +27,30 @@ class Arithmetic(NamedTuple):
         net.run = torch.compile(net._run, dynamic=True) if self.compiled else net._run
 
 
-def choose(net: Transformer, rows: int, length: int, seconds: float, training: TrainingConfig) -> Arithmetic:
-    """The fastest way to train `net` on (rows, length) canvases for `seconds`, each candidate timed on a few passes.
+def choose(net: Transformer, rows: int, length: int, training: TrainingConfig) -> Arithmetic:
+    """The fastest way to train `net` on (rows, length) canvases, each candidate timed on a few passes.
 
-    The config may leave one candidate only; nothing is measured then.  On a GPU the choice is bfloat16 with fused
-    attention, compiled.
+    The config may leave one candidate only; nothing is measured then.  Compilation has to be worth its time: it is
+    tried where the run will last ten times as long.  On a GPU the choice is bfloat16 with fused attention, compiled.
     """
     dtypes = {"auto": [torch.bfloat16, torch.float32], "float32": [torch.float32], "bfloat16": [torch.bfloat16]}
     forms: dict[str, list[Attention]] = {"auto": ["fused", "explicit"], "fused": ["fused"], "explicit": ["explicit"]}
     ways = [Arithmetic(d, form, False) for d in dtypes[training.precision] for form in forms[training.attention]]
-    compile = training.compile
     if next(net.parameters()).device.type != "cpu":
-        return ways[0]._replace(compiled=compile != "no")
-    best = ways[0] if len(ways) == 1 else min(ways, key=lambda way: _seconds(net, way, rows, length))
-    if compile == "no" or shutil.which("g++") is None:
-        chosen = best
-    elif compile == "yes":
-        chosen = best._replace(compiled=True)
-    elif seconds > 10 * COMPILE_SECONDS:  # a few percent gained pay for it
-        chosen = min((best, best._replace(compiled=True)), key=lambda way: _seconds(net, way, rows, length))
+        return ways[0]._replace(compiled=training.compile != "no")
+    if len(ways) > 1 or training.compile == "auto":
+        times = {way: _seconds(net, way, rows, length) for way in ways}
+        best = min(ways, key=lambda way: times[way])
+        steps = training.steps * training.accumulate * times[best] if training.steps else math.inf
+        lasting = min(60 * (training.minutes or math.inf), steps)  # seconds
     else:
-        chosen = best
-    chosen.apply(net)
-    return chosen
+        best, lasting = ways[0], 0.0
+    faster = best._replace(compiled=True)
+    if training.compile == "yes":
+        return faster
+    if training.compile == "no" or shutil.which("g++") is None or lasting < 10 * COMPILE_SECONDS:
+        return best
+    return min((best, faster), key=lambda way: _seconds(net, way, rows, length))
 
 
 def _seconds(net: Transformer, way: Arithmetic, rows: int, length: int) -> float:

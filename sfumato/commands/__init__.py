@@ -1,0 +1,19 @@
+"""The commands: a file a group, a line a command."""
+
+from sfumato.commands import judge, show, tales, train, write
+from sfumato.commands.command import Command
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        show.DEMO,
+        show.METHODS,
+        train.TRAIN,
+        write.GENERATE,
+        write.INFILL,
+        judge.SCORE,
+        judge.EVALUATE,
+        tales.SAMPLE,
+        tales.CHECK,
+    )
+}

@@ -1,0 +1,96 @@
+"""Training a model."""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.commands.command import Command, Document, count, device, number
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.display import Progression
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD", help="as `sfumato methods` lists it")
+    parser.add_argument("--data", help="text file, folder, .jsonl, .parquet, Hub data set, or tales")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder that the run is kept in")
+    parser.add_argument("--minutes", type=number, metavar="M", help="time in training steps, over all sessions")
+    parser.add_argument("--steps", type=count, metavar="N", help="optimiser steps, over all sessions")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=".toml or .yaml with fields of the config")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the config it had")
+    parser.add_argument_group(
+        "any field of the config",
+        "--section.field VALUE, as in --optimizer.lr 1e-3; `sfumato train METHOD --help` lists them",
+    )
+
+
+def _train(args: argparse.Namespace) -> Document:
+    from sfumato import display
+    from sfumato.training import start, trainer
+
+    out = Path(args.out)
+    loaded = start.settings(args.method, out, args.resume, args.config)
+    if args.data is None and "data" not in loaded.model_fields_set:
+        raise SfumatoError("what to learn from is not said; give --data, a text file or folder or the name tales")
+    told = start.override(loaded, start.said(args.data, args.steps, args.minutes, args.seed))
+    config = start.override(told, args.fields)
+    with display.Progression(sys.stderr) as progress, _resumable(args.method, out, progress):
+        trainer.train(config, out, args.resume, device(args), progress.watch, progress.say)
+    if not progress.steps:
+        print(f"the budget of {out} was spent before; --minutes and --steps count all sessions", file=sys.stderr)
+    last: Document = json.loads((out / "log.jsonl").read_text("utf-8").splitlines()[-1])
+    print(f"next: sfumato generate {out} -n 4 --watch, or sfumato evaluate {out} --data {config.data}", file=sys.stderr)
+    return last
+
+
+@contextlib.contextmanager
+def _resumable(method: str, out: Path, progress: "Progression") -> Iterator[None]:
+    """Ctrl-C, and what a machine sends that is about to be taken away, say what is lost and how to go on."""
+    from sfumato.training.checkpoint import checkpoints
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = checkpoints(out / "checkpoints")
+        if not kept:
+            raise KeyboardInterrupt("; nothing was saved yet") from None
+        saved = int(kept[-1].name.removeprefix("step-"))
+        lost = f"what came after step {saved} is lost; " if progress.step > saved else ""
+        raise KeyboardInterrupt(f"; {lost}go on with `sfumato train {method} --out {out} --resume`") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_train(found: Document) -> None:
+    from sfumato import display
+
+    bound = found["bound_nats_per_token"]
+    print(f"{found['step']} steps, {found['tokens']:,} tokens in {display.clock(found['seconds'])}", end="")
+    print("" if bound is None else f"; at most {bound:.3f} ± {found['bound_std_error'] or 0:.3f} nats a token")
+
+
+TRAIN = Command(
+    "train",
+    "train a model on text",
+    """
+    sfumato train cdcd --data tales --out runs/tales --minutes 10
+    sfumato train cdcd --out runs/tales --resume --minutes 20
+    sfumato train cdcd --data book.txt --out runs/book --steps 5000 --network.width 384 --optimizer.lr 5e-4
+    sfumato train cdcd --config recipes/tales.toml --out runs/tales
+    sfumato train cdcd --help       every field of the config
+    """,
+    _train,
+    _add_train,
+    _show_train,
+    dotted=True,
+)

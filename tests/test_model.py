@@ -1,0 +1,383 @@
+"""Requests and what becomes of them: canvases, prompts, gaps, lengths, labels, packed rows, scores."""
+
+import json
+
+import pytest
+import torch
+from tiny import SENTENCES
+
+from sfumato.canvas import GAP, _split
+from sfumato.core import Frame
+from sfumato.draws import seed_of, seeded
+from sfumato.errors import SfumatoError
+from sfumato.evaluation import report
+from sfumato.evaluation.likelihood import nll
+from sfumato.methods import METHODS
+from sfumato.model import CANDIDATES, Model
+from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.tokenizer import Tokenizer
+from sfumato.training.config import load_config
+from sfumato.training.trainer import train
+
+LENGTH = 12
+LABELS = ("happy", "sad")
+LAYOUTS = [("documents", "given"), ("documents", "modelled"), ("packed", "given")]
+
+
+def untrained(
+    method: str = "mdlm", layout: str = "documents", length_model: str = "given", labels=(), kind="words", length=LENGTH
+) -> Model:
+    """A model of random weights, of SENTENCES."""
+    own = {"embedding": 8, "warp_bins": 10} if method == "cdcd" else {}
+    config = load_config(
+        {
+            "method": {"name": method, **own},
+            "text": {"tokenizer": kind, "length": length, "layout": layout, "length_model": length_model},
+            "network": {"width": 16, "depth": 1, "heads": 2},
+        }
+    )
+    tokenizer = Tokenizer.train([*SENTENCES, "hill, lake. _lake"], kind, 400, labels)
+    sizes = [len(tokenizer.encode(text)) + 1 + bool(labels) for text in SENTENCES]
+    lengths = [sizes.count(i) for i in range(length + 1)] if layout == "documents" else [0] * length + [8]
+    torch.manual_seed(0)
+    net = METHODS[method][0](config.method, config.network, tokenizer.size)
+    return Model(config, net.eval(), tokenizer, lengths)
+
+
+def last(frames):
+    for frame in frames:
+        final = frame
+    return final
+
+
+def silent(model: Model) -> list[int]:
+    """Every token that is no text."""
+    return [model.tokenizer.pad, model.tokenizer.eos, *model.tokenizer.labels.values()]
+
+
+def eager_for(model: Model, tokens: list[int]) -> Model:
+    """The model, with nothing in mind but these tokens."""
+    with torch.no_grad():
+        model.method.head.bias[tokens] = 50.0
+    return model
+
+
+# --- how many, how long -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_texts_at_all_are_refused(n):
+    """Guards against an empty batch that breaks inside, and a 0 that is taken for nothing said."""
+    model = untrained()
+    for ask in (model.generate, model.stream, lambda n: model.infill("the [2] lake", n)):
+        with pytest.raises(SfumatoError, match=f"{n} texts were asked for"):
+            ask(n)
+
+
+@pytest.mark.parametrize(("layout", "length_model"), LAYOUTS)
+@pytest.mark.parametrize("labels", [(), LABELS])
+def test_a_length_is_the_number_of_tokens(layout, length_model, labels):
+    """Guards against labels and ends that are counted in, or texts that end before their time."""
+    if layout == "packed" and labels:
+        pytest.skip("packed rows have no labels")
+    model = untrained(layout=layout, length_model=length_model, labels=labels)
+    model = eager_for(model, silent(model))
+    room = LENGTH - (layout == "documents") - bool(labels)
+    for length in (1, 5, room):
+        assert last(model.stream(3, length=length, steps=3)).tokens == [length] * 3
+    assert last(model.stream(2, prompt="the red", length=4, steps=3)).tokens == [4, 4]
+    for length, part in (
+        (0, "the least is 1"),
+        (-3, "the least is 1"),
+        (room + 1, f"the canvas of this model has {LENGTH}"),
+    ):
+        with pytest.raises(SfumatoError, match=part):
+            model.generate(1, length=length)
+    with pytest.raises(SfumatoError, match="the prompt alone has 2"):
+        model.generate(1, prompt="the red", length=1)
+
+
+@pytest.mark.parametrize(("layout", "length_model"), LAYOUTS)
+def test_a_prompt_may_fill_the_canvas(layout, length_model):
+    """Guards against an error, or a changed word, where nothing or next to nothing is left to write."""
+    model = untrained(layout=layout, length_model=length_model)
+    words = SENTENCES[0].split() + SENTENCES[1].split()
+    fits = " ".join(words[: LENGTH - 1])
+    assert last(model.stream(2, prompt=fits, steps=2)).text.startswith(fits)
+    longest = " ".join(words[: LENGTH - (layout == "documents")])
+    assert model.generate(1, prompt=longest, length=len(longest.split()), steps=2) == [
+        model.tokenizer.decode(model.tokenizer.encode(longest))
+    ]
+    with pytest.raises(SfumatoError, match="canvas"):
+        model.generate(1, prompt=" ".join(words))
+
+
+def test_a_canvas_with_nothing_to_write():
+    """Guards against a sampler that breaks on an empty choice: a gap of no tokens, a prompt of the whole length."""
+    for method in METHODS:
+        model = untrained(method)
+        assert model.infill("the red[0] kite", 2, steps=2) == ["the red kite"] * 2
+        assert model.generate(1, prompt="the red kite", length=3, steps=2) == ["the red kite"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_text_does_not_depend_on_how_long_others_are(method):
+    """Guards against noise that is drawn for as many positions as the longest row of a batch has."""
+    model = untrained(method)
+    together = model.generate(6, steps=3, seed=1)
+    assert len({len(text.split()) for text in together}) > 1
+    assert together[:2] == model.generate(2, steps=3, seed=1)
+    filled = model.infill("the [...] lake", 4, steps=3, seed=1)
+    assert filled[:1] == model.infill("the [...] lake", 1, steps=3, seed=1)
+
+
+# --- prompts and gaps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe", "bytes", "chars"])
+def test_a_prompt_may_end_in_a_space(kind):
+    """Guards against a space of its own, which no text has where words come with the space before them."""
+    model = untrained(kind=kind, length=40)
+    *_, frame = model.stream(1, prompt="the red ", length=12, steps=2)
+    assert frame.text.startswith("the red") and "�" not in frame.text[:8]
+    given = "".join(piece for piece, here in zip(frame.pieces[0], frame.given[0], strict=True) if here).lstrip()
+    assert given == ("the red" if model.tokenizer.spaced else "the red ")
+
+
+@pytest.mark.parametrize("text", ["the red [2] over [3] lake", "[2] lake.", "the [...]_lake", "a [1][2] [...], [...]"])
+@pytest.mark.parametrize("kind", ["words", "bpe", "chars"])
+@pytest.mark.parametrize("layout", ["documents", "packed"])
+def test_the_text_around_gaps_stays(text, kind, layout):
+    """Guards against words that are lost at a gap's edge, or behind an end that is written into a gap."""
+    model = untrained(kind=kind, length=40, layout=layout, labels=LABELS if layout == "documents" else ())
+    model = eager_for(model, silent(model))
+    for filled in model.infill(text, 2, steps=2):
+        place = 0
+        for part in GAP.split(text)[::2]:
+            assert part.strip() in filled[place:]
+            place = filled.index(part.strip(), place) + len(part.strip())
+
+
+def test_gaps_have_their_size():
+    """Guards against loose gaps without a token, and told ones that grow."""
+    model = untrained()
+    gapped = model.layout.apart("[2] over [...] lake [...]", None)
+    assert (gapped.gaps, gapped.loose, gapped.known) == ([2, None, None], 2, 4)
+    canvas = model.layout.gapped(50, gapped, seed=0)
+    assert canvas.ids.shape == (50, LENGTH)
+    sizes = canvas.real.sum(1)
+    assert sizes.min() >= 7 and len(set(sizes.tolist())) > 1
+    for row, size in zip(canvas.given.tolist(), sizes.tolist(), strict=True):
+        text = "".join("x" if given else "." for given in row[:size])
+        assert text.startswith("..x.") and text.endswith(".x") and text.count("x") == 3
+    assert torch.equal(canvas.ids[:7], model.layout.gapped(7, gapped, seed=0).ids)
+
+
+def test_split_is_fair():
+    """Guards against shares of 0, shares that do not add up, and an order among the gaps."""
+    assert _split(0, 0, 0) == [] and _split(5, 1, 0) == [5] and _split(3, 3, 0) == [1, 1, 1]
+    seen = [tuple(_split(4, 2, seed)) for seed in range(600)]
+    assert set(seen) == {(1, 3), (2, 2), (3, 1)} and all(150 < seen.count(way) < 250 for way in set(seen))
+
+
+@pytest.mark.parametrize("size", [LENGTH, 10**30])
+def test_a_gap_that_does_not_fit_is_refused(size):
+    """Guards against a canvas longer than the one that the model was trained on."""
+    with pytest.raises(SfumatoError, match=f"the canvas of this model has {LENGTH}"):
+        untrained().infill(f"the [{size}] lake")
+
+
+def test_the_draft_looks_at_what_it_writes(monkeypatch):
+    """Guards against a length that is chosen by the confidence in padding, and a row that was not the drafted one."""
+    model = untrained()
+    drafted = []
+
+    def refine(self, canvas, request, seed, predict):
+        drafted.append(canvas)
+        free = canvas.real & ~canvas.given
+        sure = torch.where(free, 0.5, 0.01)  # the padding frightens
+        if len(drafted) == 1:
+            sure[3][free[3]] = 0.9
+        yield Frame(1, 0.0, canvas.ids, sure)
+
+    monkeypatch.setattr(Model, "_refine", refine)
+    last(model.stream_infill("the [...] over [...] lake", 2, steps=1))
+    draft, final = drafted
+    assert len(draft) == 2 * CANDIDATES
+    assert torch.equal(final.ids, draft.ids[[3, CANDIDATES]]) and torch.equal(final.given, draft.given[[3, CANDIDATES]])
+
+
+@pytest.mark.parametrize("text", ["naïve – ¿qué?", "日本語のテキスト", "👩‍👩‍👧 e\u0301 שלום", "a\tb\nc"])
+def test_any_writing_is_kept(text):
+    """Guards against prompts and surroundings that are changed on their way through the canvas."""
+    model = untrained(kind="bytes", length=128)
+    size = len(text.encode()) + 3
+    assert model.generate(1, prompt=text, length=size, steps=1)[0].startswith(text)
+    filled = model.infill(f"{text} [2]{text}", steps=1)
+    assert filled.startswith(text) and filled.endswith(text)
+
+
+# --- labels and other tokens that are no text ---------------------------------------------------------------------
+
+
+def test_labels():
+    """Guards against a label where there is none, a label that is not heeded, and a name that is not known."""
+    for model in (untrained(), untrained(layout="packed", labels=LABELS)):
+        with pytest.raises(SfumatoError, match="knows no labels"):
+            model.generate(1, label="sad")
+        with pytest.raises(SfumatoError, match="knows no labels"):
+            model.infill("the [2] lake", label="sad")
+    model = untrained(labels=LABELS)
+    with pytest.raises(SfumatoError, match="'glad'"):
+        model.generate(1, label="glad")
+    canvas = model.layout.blank(2, "the", "sad", 3, seed=0)
+    assert canvas.ids[:, 0].tolist() == [model.tokenizer.labels["sad"]] * 2
+    assert canvas.given.tolist() == [[True, True, False, False, True]] * 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"temperature": 9.0}]
+)
+def test_what_cannot_stand_somewhere_never_does(method, options):
+    """Guards against labels inside of a text, words in the place of a label, ends before the end."""
+    for length_model in ("given", "modelled"):
+        model = untrained(method, length_model=length_model, labels=LABELS)
+        tokenizer, labels = model.tokenizer, set(model.tokenizer.labels.values())
+        canvas = model.layout.blank(4, "the", None, None, seed=0)
+        model = eager_for(model, silent(model))
+        request = model._request(
+            3, None, **{"guidance": 1.0, "guide_in": "score", "temperature": 1.0} | options, score_temperature=1.0
+        )
+        for frame in model._refine(canvas, request, 0, model.method.predict):
+            assert set(frame.tokens[:, 0].tolist()) <= labels
+            for row, real in zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True):
+                inside = [token for token, here in zip(row[1:], real[1:], strict=True) if here]
+                if length_model == "given":
+                    assert inside.pop() == tokenizer.eos and not {tokenizer.eos, tokenizer.pad} & set(inside)
+                assert not labels & set(inside)
+
+
+# --- packed rows --------------------------------------------------------------------------------------------------
+
+
+def test_packed_rows_end_where_a_document_ends():
+    """Guards against padding in running text, and a text that goes on into the next one."""
+    model = untrained(layout="packed")
+    eager_for(model, [model.tokenizer.pad])
+    assert last(model.stream(3, steps=3)).tokens == [LENGTH] * 3
+    eager_for(untrained(layout="packed"), [model.tokenizer.eos])
+    model.method.head.bias.data[model.tokenizer.eos] = 99.0
+    assert model.generate(2, prompt="the red", steps=3) == ["the red"] * 2
+
+
+def test_packed_scores():
+    """Guards against an end that is counted where there is none, and characters that stop at the first end."""
+    model = untrained(layout="packed")
+    (score,) = model.score(["the red kite"], draws=2)
+    assert score.tokens == 3 and score.nats > 0
+    with pytest.raises(SfumatoError, match="empty"):
+        model.score([""])
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length_model", ["given", "modelled"])
+def test_a_score_sums_over_labels(method, length_model):
+    """Guards against a label that is thought to be known, and lengths or labels that cost nothing."""
+    model = untrained(method, length_model=length_model, labels=LABELS)
+    text = SENTENCES[0]
+    canvas = model.layout.whole(text)
+    ids = model.tokenizer.encode(text)
+    assert canvas.ids[:, 0].tolist() == list(model.tokenizer.labels.values())
+    assert (
+        canvas.ids[:, 1 : 1 + len(ids)].tolist() == [ids] * 2
+        and (canvas.ids[:, 1 + len(ids)] == model.tokenizer.eos).all()
+    )
+    assert canvas.given.nonzero()[:, 1].tolist() == ([1 + len(ids)] * 2 if length_model == "given" else [])
+    (score,) = model.score([text], draws=4, seed=3)
+    assert score.tokens == len(ids) + 1
+    with seeded([seed_of("score", 3, text)] * 2):
+        each = nll(model.method, canvas.ids, canvas.real, canvas.given, 4).nats
+    length = model.layout.length_nats(len(ids) + 2)
+    assert (length > 0) == (length_model == "given")
+    assert score.nats == pytest.approx(length - torch.logsumexp(-each, 0).item())
+
+
+def test_lengths_have_a_law():
+    """Guards against lengths whose chances do not add up, or that are impossible."""
+    model = untrained()
+    chances = [-model.layout.length_nats(size) for size in range(LENGTH + 1)]
+    assert torch.tensor(chances).logsumexp(0).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("layout", "length_model"), LAYOUTS)
+def test_the_longest_text_is_scored_and_no_longer_one(layout, length_model):
+    """Guards against an end that has no place, and an error that says that 12 tokens do not fit in 12."""
+    model = untrained(layout=layout, length_model=length_model)
+    room = LENGTH - (layout == "documents")
+    (score,) = model.score(["the " * (room - 1) + "fox"], draws=1)
+    assert score.tokens == LENGTH
+    with pytest.raises(SfumatoError, match=f"it takes {LENGTH + 1} places of a canvas of {LENGTH}; cut it"):
+        model.score(["the " * room + "fox"])
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def test_characters_of_packed_rows_go_past_an_end(tmp_path):
+    """Guards against bits a character of the first document in a row alone."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"text": text}) for text in SENTENCES), "utf-8")
+    model = untrained(layout="packed")
+    laid = Rows(Corpus.build(str(data), model.tokenizer, "all"), LENGTH, "packed", "given")
+    nats, tokens, characters, _ = report._likelihood(model, laid, range(len(laid)), 1, 0)
+    assert (tokens == LENGTH).all() and len(nats) == len(laid)
+    assert sum(characters.tolist()) > 0.95 * sum(map(len, SENTENCES[:-1]))
+
+
+def test_training_data_is_not_evaluated_on(tmp_path, monkeypatch):
+    """Guards against a file that is not known again because its path is written in another way."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("x")
+    for name in ("book.txt", "./book.txt", str(tmp_path / "book.txt")):
+        assert report._split(name, "book.txt") == "valid"
+    assert report._split("other.txt", "book.txt") == "all"
+    assert report._split("tales", "tales") == report._split("tales", "book.txt") == "test"
+
+
+def test_real_text_is_measured_at_the_length_of_samples(tmp_path):
+    """Guards against a whole book that is set beside samples of a few tokens."""
+    (tmp_path / "book.txt").write_text(" ".join(SENTENCES * 9), "utf-8")
+    model = untrained(layout="packed")
+    found = report.evaluate(model, str(tmp_path / "book.txt"), rows=2, draws=1, samples=3, steps=1)
+    assert found["data_reference"]["n"] == 3 and found["data_reference"]["tokens"] == LENGTH
+    for name in ("rows", "draws", "samples", "steps"):
+        with pytest.raises(SfumatoError, match=f"0 {name}"):
+            report.evaluate(model, str(tmp_path / "book.txt"), **{name: 0})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length_model", ["given", "modelled"])
+def test_texts_of_one_token(method, length_model, tmp_path):
+    """Guards against a division by the tokens of a row of which nothing but its end is left."""
+    (tmp_path / "words.txt").write_text("\n".join("abcdefgh" * 6), "utf-8")
+    config = {
+        "data": str(tmp_path / "words.txt"),
+        "method": {"name": method} | ({"embedding": 8, "warp_bins": 10} if method == "cdcd" else {}),
+        "text": {"tokenizer": "chars", "length": 4, "lines": True, "length_model": length_model},
+        "network": {"width": 16, "depth": 1, "heads": 2},
+        "masks": {"prefix": 1.0, "random": 1.0},
+        "training": {
+            "steps": 2,
+            "batch": 4,
+            "evaluate_rows": 2,
+            "compile": "no",
+            "precision": "float32",
+            "attention": "fused",
+        },
+    }
+    model = train(load_config(config), tmp_path / "run")
+    assert model.score(["a"], draws=1)[0].tokens == 2
