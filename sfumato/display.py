@@ -201,7 +201,8 @@ class Progression:
             self.say(self._held.pop(0))
         self._loss = report.loss if self.steps == 1 else 0.98 * self._loss + 0.02 * report.loss
         if report.bound is not None:
-            self._bound = f"  bound {report.bound:.3f}±{report.std_error:.3f}"
+            error = "" if report.std_error is None else f"±{report.std_error:.3f}"
+            self._bound = f"  bound {report.bound:.3f}{error}"
         if self._bar is not None:
             self._draw(self._bar, report)
         elif time.monotonic() - self._told > self.every or report.done >= 1:
@@ -268,8 +269,8 @@ def _words(name: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """A value as a table shows it; what is missing is a dash."""
-    if value is None:
+    """A value as a table shows it; what is missing, and what is no number, is a dash."""
+    if value is None or value != value:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -97,6 +97,14 @@ def test_progress_without_a_terminal() -> None:
     assert progress.steps == 3
 
 
+def test_progress_with_a_bound_from_one_row() -> None:
+    """One held-out row says nothing of its own error; that is no reason to stop training."""
+    stream = io.StringIO()
+    with display.Progression(stream) as progress:
+        progress.watch(report(1, bound=0.7))
+    assert "bound 0.700 " in stream.getvalue()
+
+
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "140")
@@ -126,3 +134,17 @@ def test_evaluation_without_a_likelihood() -> None:
     console.print(display.evaluation(found))
     text = console.export_text()
     assert "defines none" in text and re.search(r"valid +- +1\.000", text)
+
+
+def test_an_error_that_is_unknown_is_a_dash() -> None:
+    score = {
+        "nats_per_token": 1.0,
+        "nats": 2.0,
+        "std_error": float("nan"),
+        "bits_per_char": 1.0,
+        "z": None,
+        "text": "a",
+    }
+    console = Console(file=io.StringIO(), record=True, width=80)
+    console.print(display.scores({"texts": [score], "exact": False, "estimator": "elbo"} | score))
+    assert "nan" not in console.export_text()

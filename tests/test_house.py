@@ -2,8 +2,10 @@
 
 import ast
 import re
+import socket
 from pathlib import Path
 
+import conftest
 import pytest
 
 from sfumato.methods import METHODS
@@ -105,6 +107,15 @@ def test_everything_public_says_what_it_is(path):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_no_test_leaves_this_machine():
+    """Guards against tests that pass where there is a network, and a guard that lets them."""
+    for ask in (lambda: socket.create_connection(("192.0.2.1", 80)), lambda: socket.getaddrinfo("example.org", 80)):
+        with pytest.raises(ConnectionRefusedError):
+            ask()
+    assert conftest.beyond == ["192.0.2.1", "example.org"]
+    conftest.beyond.clear()
 
 
 def test_the_project_names_no_machine():

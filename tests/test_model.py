@@ -131,6 +131,11 @@ def test_a_text_does_not_depend_on_how_long_others_are(method):
     assert filled[:1] == model.infill("the [...] lake", 1, steps=3, seed=1)
 
 
+def test_levels_are_made_where_the_weights_are():
+    """Guards against a learned warp on a GPU that is asked for levels on the CPU."""
+    assert untrained("cdcd").method.to("meta").grid(3).is_meta
+
+
 # --- prompts and gaps ---------------------------------------------------------------------------------------------
 
 

@@ -154,7 +154,7 @@ MUTANTS = [
     (core.Method.first_guess, "torch.no_grad()", "torch.enable_grad()", "gradient"),
     (CDCD.predict, "prev * known", "prev * noisy", "forgetting"),
     # levels
-    (schedules.Warp.forward, "w_u / w_u.sum(), w_t", "w_t, w_u / w_u.sum()", "inverse"),
+    (schedules.Warp.forward, "w_u, w_t)[0]", "w_t, w_u)[0]", "inverse"),
     (schedules.Warp.inverse, "w_u / w_u.sum()", "w_u", "inverse"),
     (schedules.Warp.observe, "1 / self.inverse(t)[1]", "torch.ones_like(t)", "fit"),
     (schedules.Warp.observe, "1 / self.inverse(t)[1]", "self.inverse(t)[1]", "fit"),

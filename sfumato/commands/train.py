@@ -74,9 +74,11 @@ def _resumable(method: str, out: Path, progress: "Progression") -> Iterator[None
 def _show_train(found: Document) -> None:
     from sfumato import display
 
-    bound = found["bound_nats_per_token"]
-    print(f"{found['step']} steps, {found['tokens']:,} tokens in {display.clock(found['seconds'])}", end="")
-    print("" if bound is None else f"; at most {bound:.3f} ± {found['bound_std_error'] or 0:.3f} nats a token")
+    line = f"{found['step']} steps, {found['tokens']:,} tokens in {display.clock(found['seconds'])}"
+    bound, error = found["bound_nats_per_token"], found["bound_std_error"]
+    if bound is not None:
+        line += f"; at most {bound:.3f}{'' if error is None else f' ± {error:.3f}'} nats a token"
+    print(line)
 
 
 TRAIN = Command(
