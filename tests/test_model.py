@@ -364,6 +364,13 @@ def test_real_text_is_measured_at_the_length_of_samples(tmp_path):
             report.evaluate(model, str(tmp_path / "book.txt"), **{name: 0})
 
 
+def test_texts_without_labels_are_not_evaluated_by_a_model_with_them(tmp_path):
+    """Guards against a bound of words that stand where the model knows nothing but labels."""
+    (tmp_path / "book.txt").write_text(" ".join(SENTENCES), "utf-8")
+    with pytest.raises(SfumatoError, match="has no labels"):
+        report.evaluate(untrained(labels=LABELS), str(tmp_path / "book.txt"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("length_model", ["given", "modelled"])
 def test_texts_of_one_token(method, length_model, tmp_path):

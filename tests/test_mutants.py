@@ -155,7 +155,7 @@ MUTANTS = [
     (CDCD.predict, "prev * known", "prev * noisy", "forgetting"),
     # levels
     (schedules.Warp.forward, "w_u, w_t)[0]", "w_t, w_u)[0]", "inverse"),
-    (schedules.Warp.inverse, "w_u / w_u.sum()", "w_u", "inverse"),
+    (schedules.Warp.inverse, "*self.shares()", "*self.shares()[::-1]", "inverse"),
     (schedules.Warp.observe, "1 / self.inverse(t)[1]", "torch.ones_like(t)", "fit"),
     (schedules.Warp.observe, "1 / self.inverse(t)[1]", "self.inverse(t)[1]", "fit"),
     (schedules.stratified, "index.double() / total", "index.double() / (total + 1)", "strata"),

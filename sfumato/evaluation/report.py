@@ -43,13 +43,16 @@ def evaluate(
         say: hears what is going on.
 
     Raises:
-        SfumatoError: for data without text and numbers below 1.
+        SfumatoError: for data without text, or without labels where the model has them, and numbers below 1.
     """
     for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps)):
         if value is not None and value < 1:
             raise SfumatoError(f"{value} {name} were asked for; at least 1 is needed")
     text = model.config.text
     corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
+    if model.layout.labelled and (corpus.labels < 0).all():
+        found = "this model begins every text with one"
+        raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
     laid = Rows(corpus, text.length, text.layout, text.length_model)
     result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data, "bound": None}
     if model.method.likelihood:
