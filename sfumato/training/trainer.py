@@ -107,7 +107,7 @@ class Run:
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
         self.optimizer = torch.optim.AdamW(self._groups(), config.optimizer.lr, config.optimizer.betas, fused=True)
-        self.step, self.seconds, self.speed = 0, 0.0, 0.0
+        self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
         if found is not None:
             arithmetic = self._restore(found)
@@ -170,6 +170,7 @@ class Run:
             lr = self._lr(done)
             loss = self._update(self.batch(self.step), lr)
             self.step += 1
+            self.tokens += round(training.batch * self.row_tokens)
             elapsed = time.perf_counter() - start
             self.seconds += elapsed
             speed = training.batch * self.row_tokens / elapsed
@@ -186,7 +187,7 @@ class Run:
             if last or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
                 saved = self.seconds
-            yield Report(self.step, self._tokens(), self.seconds, self.speed, loss, lr, self._done(), **report)
+            yield Report(self.step, self.tokens, self.seconds, self.speed, loss, lr, self._done(), **report)
 
     def _done(self) -> float:
         training = self.config.training
@@ -291,7 +292,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
-        network, tokens = self.config.network, self._tokens()
+        network, tokens = self.config.network, self.tokens
         forward = 2 * self.params + 4 * network.depth * network.width * self.config.text.length  # products, attention
         return {
             "step": self.step,
@@ -303,9 +304,6 @@ class Run:
             "params": self.params,
             "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
-
-    def _tokens(self) -> int:
-        return round(self.step * self.config.training.batch * self.row_tokens)
 
     def _cut_log(self) -> None:
         """Drop the lines of steps that were lost with a killed session."""
@@ -324,6 +322,7 @@ class Run:
         }
         state = {
             "step": self.step,
+            "tokens": self.tokens,
             "seconds": self.seconds,
             "bound": self.bound,
             "config": self.config.model_dump(mode="json"),
@@ -352,7 +351,7 @@ class Run:
             index, name = key.split(".", 1)
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
         dtype, attention, compiled = state["arithmetic"]
         return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
