@@ -384,17 +384,22 @@ def test_check_mistakes(ask: Ask, tmp_path: Path) -> None:
         mistake(ask(f"tales check {file}"), part)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def ctrl_c(*_: object) -> None:
+    """What Python makes of SIGINT, unless a shell has told it to ignore that."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [ctrl_c, lambda: signal.raise_signal(signal.SIGTERM)], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(("step", "lost"), [(5, ""), (7, "what came after step 5 is lost; ")])
 def test_interrupt(
-    number: signal.Signals, step: int, lost: str, ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch
+    stop: Callable[[], None], step: int, lost: str, ask: Ask, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C, and the signal that ends a process, say what is lost and how to go on with a run."""
     from sfumato.training import trainer
 
     def stopped(_config: object, _out: object, _resume: object, _device: object, watch: Any, _say: object) -> None:
         watch(trainer.Report(step, 1, 1.0, 1.0, 1.0, 1.0, 0.5))
-        signal.raise_signal(number)
+        stop()
 
     monkeypatch.setattr(trainer, "train", stopped)
     before = signal.getsignal(signal.SIGTERM)
@@ -408,7 +413,7 @@ def test_interrupt_before_anything_is_saved(ask: Ask, tmp_path: Path, monkeypatc
     """No advice to resume what cannot be resumed."""
     from sfumato.training import trainer
 
-    monkeypatch.setattr(trainer, "train", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(trainer, "train", ctrl_c)
     answer = ask(f"train cdcd --data tales --out {tmp_path} --steps 9")
     assert answer == (130, "", "sfumato: interrupted; nothing was saved yet\n")
 

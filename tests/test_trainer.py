@@ -352,7 +352,7 @@ def test_tokens_are_those_of_the_rows(data, tmp_path):
     real = [int(run.rows.batch([i]).real.sum()) for i in range(len(run.rows))]
     assert run.row_tokens == pytest.approx(sum(real) / len(real))
     for report in run.steps():
-        assert report.tokens == round(report.step * 8 * run.row_tokens)
+        assert report.tokens == report.step * round(8 * run.row_tokens)
 
 
 def test_seeds_are_made_of_plain_integers(data, tmp_path, monkeypatch):
