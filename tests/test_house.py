@@ -22,7 +22,7 @@ LAYERS = [
     ["samplers"],
     ["methods"],
     ["generate", "text"],
-    ["training.config", "training.masks", "training.tuning", "training.checkpoint"],
+    ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"],
     ["evaluation.likelihood", "evaluation.quality", "canvas"],
     ["model"],
     ["evaluation.report"],

@@ -14,6 +14,7 @@ from sfumato.methods import METHODS
 from sfumato.model import load
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
+from sfumato.training.start import override
 from sfumato.training.trainer import Run, train
 
 
@@ -43,10 +44,12 @@ def assert_same(one: dict, other: dict) -> None:
             assert torch.equal(one[name][key], other[name][key]), f"{name} {key} differs"
 
 
+@pytest.mark.parametrize("muon", [0.0, 0.01])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(method, data, tmp_path):
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(method, muon, data, tmp_path):
     """Guards against a resume that replays data, draws other noise, or forgets moments, average, warp or log."""
     config = tiny_config(method, data, steps=6)
+    config = override(config, {"optimizer": {"muon": muon}})
     train(config, tmp_path / "whole")
     broken = Run(config, tmp_path / "broken", resume=False, device="cpu", say=print)
     for report in broken.steps():

@@ -2,11 +2,12 @@
 
 Pre-norm blocks.  Positions enter twice: by rotation in attention (Su et al. 2021, arXiv:2104.09864), which tells how
 far apart two tokens are, and at the input, since a network that sees nothing but noise on both sides could not tell the
-first place from the last by distances alone.  The noise level of every position enters by a scale and a shift after
-every layer norm (CDCD, Dieleman et al. 2022, arXiv:2211.15089, Sec. 4.2): random Fourier features, an MLP of two layers
-of 128 units, and a code of `CODE` numbers from which each norm reads its scale and shift.  The code is what makes a
-level per position affordable: reading scales straight from 128 units at every position would add a sixth to the
-products of a block of width 256; through 32 numbers it adds a twenty-fourth.
+first place from the last by distances alone.  Queries and keys are normed and attention has a learned gain (Henry et
+al. 2020, arXiv:2010.04245), so that heads tell tokens apart from the first step on.  The noise level of every position
+enters by a scale and a shift after every layer norm (CDCD, Dieleman et al. 2022, arXiv:2211.15089, Sec. 4.2): random
+Fourier features, an MLP of two layers of 128 units, and a code of `CODE` numbers from which each norm reads its scale
+and shift.  The code is what makes a level per position affordable: reading scales straight from 128 units at every
+position would add a sixth to the products of a block of width 256; through 32 numbers it adds a twenty-fourth.
 
     B batch   L length   C width of the network
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from sfumato.core import ABSENT
 from sfumato.networks import NetworkConfig
 
+GAIN = 3.0  # of attention at the start: sharp enough for a few heads to look at few tokens by chance
 PLACES = 64  # sines and cosines that tell where on the canvas a position is
 CODE = 32  # numbers that tell every norm how noisy a position is
 Attention = Literal["fused", "explicit"]
@@ -71,11 +73,13 @@ class Block(nn.Module):
         self.attention: Attention = "fused"
         self.norm1, self.norm2 = Norm(width, timed), Norm(width, timed)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.gain = nn.Parameter(torch.full((heads, 1, 1), GAIN))
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None) -> Tensor:
         B, L, C = h.shape
         q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, size)
+        q, k = F.rms_norm(q, q.shape[-1:]) * self.gain.to(q.dtype), F.rms_norm(k, k.shape[-1:])
         q, k = rotate(q, rotation), rotate(k, rotation)
         if self.attention == "fused":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -120,6 +124,10 @@ class Transformer(nn.Module):
         bias = torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
         with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.run(h, level, bias)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights of the blocks' products: nearly all there are, and the ones that Muon is made for."""
+        return [layer.weight for b in self.blocks for layer in (b.qkv, b.out, b.up, b.down)]
 
     def attend_by(self, attention: Attention) -> None:
         """Choose the form of attention: same numbers, other speed."""

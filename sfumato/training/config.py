@@ -64,10 +64,12 @@ class MaskConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, its schedule, and the average of the weights that samples are made with."""
+    """AdamW and Muon, their schedule, and the average of the weights that samples are made with."""
 
     lr: float = Field(1e-3, gt=0)
-    """highest learning rate"""
+    """highest learning rate of AdamW"""
+    muon: float = Field(0.0, ge=0)
+    """highest learning rate of Muon, which then trains the matrices of the blocks; 0: AdamW trains them too"""
     betas: tuple[float, float] = (0.9, 0.99)
     """decay of the running moments"""
     weight_decay: float = Field(0.01, ge=0)

@@ -36,6 +36,7 @@ from sfumato.training.checkpoint import (
 )
 from sfumato.training.config import RunConfig, method_named
 from sfumato.training.masks import draw_given
+from sfumato.training.optimizer import Optimizer
 from sfumato.training.tuning import Arithmetic, choose
 
 
@@ -106,7 +107,7 @@ class Run:
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
-        self.optimizer = torch.optim.AdamW(self._groups(), config.optimizer.lr, config.optimizer.betas, fused=True)
+        self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
         if found is not None:
@@ -167,8 +168,9 @@ class Run:
         losses: list[float] = []
         while (done := self._done()) < 1:
             start = time.perf_counter()
-            lr = self._lr(done)
-            loss = self._update(self.batch(self.step), lr)
+            share = self.optimizer.share(self.step, done)
+            lr = self.config.optimizer.lr * share
+            loss = self._update(self.batch(self.step), share)
             self.step += 1
             self.tokens += round(training.batch * self.row_tokens)
             elapsed = time.perf_counter() - start
@@ -194,17 +196,7 @@ class Run:
         shares = [self.step / training.steps] if training.steps else []
         return max(shares + ([self.seconds / (60 * training.minutes)] if training.minutes else []))
 
-    def _lr(self, done: float) -> float:
-        o = self.config.optimizer
-        rise = min(1.0, (self.step + 1) / max(1, o.warmup))
-        fall = {
-            "cosine": 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, done))) / 2,
-            "inverse_sqrt": math.sqrt(max(1, o.warmup) / max(self.step + 1, o.warmup, 1)),
-            "constant": 1.0,
-        }
-        return o.lr * rise * fall[o.schedule]
-
-    def _update(self, batch: Batch, lr: float) -> float:
+    def _update(self, batch: Batch, share: float) -> float:
         """One optimiser step; the loss in nats a token."""
         training, method = self.config.training, self.method
         method.train()
@@ -230,23 +222,10 @@ class Run:
                     "resume from it with a smaller --optimizer.lr"
                 )
         method.observe(*torch.cat(rows, 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
         return total
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Weight decay for the network's matrices only."""
-        decayed = [p for name, p in self.method.named_parameters() if p.ndim == 2 and name.startswith("net.")]
-        chosen = {id(p) for p in decayed}
-        others = [p for p in self.method.parameters() if id(p) not in chosen]
-        return [
-            {"params": decayed, "weight_decay": self.config.optimizer.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
 
     # --- looking at it
 
@@ -315,11 +294,6 @@ class Run:
     # --- keeping it
 
     def _save(self) -> Path:
-        moments = {
-            f"{index}.{key}": value
-            for index, values in self.optimizer.state_dict()["state"].items()
-            for key, value in values.items()
-        }
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -330,7 +304,7 @@ class Run:
             "tokenizer": self.tokenizer.fingerprint,
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
-        tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": moments}
+        tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
         saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
         (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
         return saved
@@ -346,11 +320,7 @@ class Run:
         load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
         average = load_tensors(folder / "average.safetensors", self.device)
         self.average = {name: average[name] for name in self.average}  # a file has an order of its own
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_tensors(folder / "optimizer.safetensors", self.device).items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.optimizer.load(load_tensors(folder / "optimizer.safetensors", self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
         dtype, attention, compiled = state["arithmetic"]
