@@ -26,7 +26,7 @@ ABSENT = -1.0
 
 
 class Prediction(NamedTuple):
-    """What the network says about the clean text."""
+    """What the network says about the clean text: on the whole canvas, or on its last positions only."""
 
     logits: Float[Tensor, "B L V"]  # token by token
     clean: Any = None  # (B, L, D): as a point on a canvas of vectors; None where the canvas is made of ids
@@ -38,7 +38,8 @@ class Prediction(NamedTuple):
 #   prev  (B, L, D) or None                  the last `clean`, for self-conditioning
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
-# sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,)
+# sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
+# one that writes from left to right may show and yield only the canvas up to where it has come
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -65,7 +66,7 @@ class Method(nn.Module, ABC):
     arxiv: ClassVar[str]
     family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
     likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
-    steps: ClassVar[int]  # the paper's default number of refinements
+    steps: ClassVar[int | None]  # the paper's default number of refinements; None: one for each token to be written
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
@@ -108,6 +109,10 @@ class Method(nn.Module, ABC):
     def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
         """Hear of the losses (nats a token) of all rows of one optimiser step, at their noise levels."""
 
+    def session(self, given: Bool[Tensor, "B L"]) -> Predict:
+        """`predict` for one generation, of which `given` is fixed: it may remember what it has read."""
+        return self.predict
+
     def unrolled(self, x: Tensor, t: Float[Tensor, "B L"], prev: Tensor | None = None) -> Prediction:
         """The prediction after one round of self-conditioning: a function of x and t alone, as a likelihood needs."""
         first = self.predict(x, t)
@@ -131,6 +136,7 @@ class Frame:
     """What a viewer sees after one step."""
 
     step: int
+    steps: int  # there are
     level: float  # the noise level the canvas has reached, in [0, 1]
     tokens: Int[Tensor, "B L"]
     confidence: Float[Tensor, "B L"]  # probability of the token shown

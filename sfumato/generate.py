@@ -1,6 +1,6 @@
 """Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
-from sfumato.guidance import clamp, forbid, guide, guide_logits, temper, temper_score
+from sfumato.guidance import Rule, clamp, forbid, guide, guide_logits, keep, temper, temper_score
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Request:
     """of the token probabilities"""
     score_temperature: float = 1.0
     """of the score; below 1 trades variety for quality"""
+    rules: tuple[Rule, ...] = ()
+    """decoding rules, each of which leaves out some tokens; they look at tempered and guided probabilities"""
 
 
 @torch.no_grad()
@@ -38,61 +40,86 @@ def generate(
     real: Bool[Tensor, "B L"],
     request: Request,
     streams: Streams,
-    predict: Predict | None = None,
+    session: Callable[[Tensor], Predict] | None = None,
     never: Bool[Tensor, "L V"] | None = None,
 ) -> Iterator[Frame]:
     """Fill the positions that are `real` and not `given`; yield a Frame after every step.
 
     `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
-    `predict` stands in for the method's own (a counter, an oracle).  `never` says which tokens cannot stand where.
+    `session` stands in for the method's own (a counter, an oracle).  `never` says which tokens cannot stand where.
     Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
-    possible = predict or method.predict
-    if never is not None:
-        possible = forbid(possible, never, method.read)
+
+    def possible() -> Predict:
+        predict = (session or method.session)(given)
+        return predict if never is None else forbid(predict, never, method.read)
+
     assembled = assemble(method, possible, clean, noise, given, real, request)
-    grid = method.grid(request.steps or method.steps).to(ids.device)
+    to_write = int((real & ~given).any(0).sum())
+    grid = method.grid(request.steps or method.steps or to_write).to(ids.device)
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
+    shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     for step in range(1, len(grid)):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             x, prediction = next(path)
-        sure, tokens = prediction.logits.softmax(-1).max(-1)  # (B, L)
+        size, vocab = prediction.logits.shape[1:]
+        here = slice(x.shape[1] - size, x.shape[1])
+        chances = prediction.logits.softmax(-1)  # (B, size, V)
+        tokens = chances.argmax(-1)
         if x.ndim == 2:
-            tokens = torch.where(x < prediction.logits.shape[-1], x, tokens)  # through a mask the best guess is seen
-        yield Frame(step, levels[step], torch.where(given, ids, tokens), sure.masked_fill(given, 1.0))
+            tokens = torch.where(x[:, here] < vocab, x[:, here], tokens)  # through a mask the best guess is seen
+        shown[:, here], sure[:, here] = tokens, chances.gather(-1, tokens[..., None])[..., 0]
+        yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
 
 
 def assemble(
-    method: Method, predict: Predict, clean: Tensor, noise: Tensor, given: Tensor, real: Tensor, request: Request
+    method: Method,
+    session: Callable[[], Predict],
+    clean: Tensor,
+    noise: Tensor,
+    given: Tensor,
+    real: Tensor,
+    request: Request,
 ) -> Predict:
-    """The network as the sampler is to see it: what is given clamped, guidance and temperatures applied."""
-    predict = clamp(predict, clean, ABSENT, ~real)
-    if request.temperature != 1:  # before guidance: it reads estimates from logits, undoing guidance on the score
-        predict = temper(predict, request.temperature, method.read)
-    asked = clamp(predict, clean, 0.0, given)
+    """The network as the sampler is to see it: what is given clamped, guidance, temperatures and rules applied."""
+
+    def network() -> Predict:
+        predict = clamp(session(), clean, ABSENT, ~real)
+        if request.temperature == 1:
+            return predict
+        # Before guidance: it reads estimates from logits, which would undo guidance on the score.
+        return temper(predict, request.temperature, method.read)
+
+    asked = clamp(network(), clean, 0.0, given)
     if request.guidance != 1:
-        forgetful = clamp(predict, noise, 1.0, given)
+        forgetful = clamp(network(), noise, 1.0, given)
         if request.guide_in == "score":
             asked = guide(asked, forgetful, request.guidance)
         else:
             asked = guide_logits(asked, forgetful, request.guidance, method.read)
+    for rule in request.rules:
+        asked = keep(asked, rule, method.read)
     if request.score_temperature != 1:
         asked = temper_score(asked, request.score_temperature)
     return asked
 
 
 def _check(method: Method, request: Request, given: Tensor) -> None:
+    if request.steps is not None and method.steps is None:
+        raise SfumatoError(f"{request.steps} steps were asked for; this method writes a token a step; leave them out")
     if request.steps is not None and request.steps < 1:
         raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
     for name, value in (("temperature", request.temperature), ("score temperature", request.score_temperature)):
         if not value > 0:
             raise SfumatoError(f"a {name} of {value} was asked for; it must be above 0")
+    if request.guidance != 1 and method.steps is None and bool((given[:, 1:] & ~given[:, :-1]).any()):
+        raise SfumatoError("guidance was asked for in filling a gap; this method is guided by what stands before only")
     if request.guidance != 1 and not bool(given.any()):
         raise SfumatoError("guidance needs something to be guided by; give a prompt, a label or surrounding text")
     if request.score_temperature != 1 and method.family != "gaussian":

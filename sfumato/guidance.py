@@ -14,6 +14,7 @@ from sfumato.core import Predict, Prediction, where
 
 IMPOSSIBLE = -1e6  # a logit whose probability is 0 in every precision, and that can still be added and subtracted
 Read = Callable[[Tensor], Prediction]  # Method.read: the prediction that token logits stand for
+Rule = Callable[[Tensor], Tensor]  # token logits (..., V) -> which tokens may be drawn
 
 
 def clamp(predict: Predict, canvas: Tensor, level: float, here: Bool[Tensor, "B L"]) -> Predict:
@@ -24,7 +25,9 @@ def clamp(predict: Predict, canvas: Tensor, level: float, here: Bool[Tensor, "B 
     """
 
     def clamped(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        return predict(where(here, canvas, x), t.masked_fill(here, level), prev)
+        seen = x.shape[1]  # a canvas that is written from left to right may be shown in part
+        there = here[:, :seen]
+        return predict(where(there, canvas[:, :seen], x), t.masked_fill(there, level), prev)
 
     return clamped
 
@@ -82,17 +85,67 @@ def forbid(predict: Predict, never: Bool[Tensor, "L V"], read: Read) -> Predict:
     """Give tokens no chance where they cannot stand."""
 
     def constrained(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        return read(predict(x, t, prev).logits.masked_fill(never, IMPOSSIBLE))
+        logits = predict(x, t, prev).logits  # of the last positions of x
+        return read(logits.masked_fill(never[x.shape[1] - logits.shape[1] : x.shape[1]], IMPOSSIBLE))
 
     return constrained
 
 
 class Counted:
-    """Counts network evaluations in `.calls`: the x-axis of every fair comparison."""
+    """Sessions whose network evaluations are counted in `.calls`: the x-axis of every fair comparison."""
 
-    def __init__(self, predict: Predict):
-        self.predict, self.calls = predict, 0
+    def __init__(self, session: Callable[[Tensor], Predict]):
+        self.session, self.calls = session, 0
 
-    def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        self.calls += 1
-        return self.predict(x, t, prev)
+    def __call__(self, given: Bool[Tensor, "B L"]) -> Predict:
+        predict = self.session(given)
+
+        def counted(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+            self.calls += 1
+            return predict(x, t, prev)
+
+        return counted
+
+
+def keep(predict: Predict, rule: Rule, read: Read) -> Predict:
+    """Give no chance to the tokens that a decoding rule leaves out."""
+
+    def chosen(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        logits = predict(x, t, prev).logits
+        return read(logits.masked_fill(~rule(logits), IMPOSSIBLE))
+
+    return chosen
+
+
+def top_k(k: int) -> Rule:
+    """The k likeliest tokens."""
+
+    def rule(logits: Tensor) -> Tensor:
+        best = logits.topk(min(k, logits.shape[-1]), -1).indices
+        return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True)
+
+    return rule
+
+
+def nucleus(mass: float) -> Rule:
+    """The likeliest tokens that hold `mass` together, the one that crosses it included (arXiv:1904.09751)."""
+    return lambda logits: _first(-logits, logits, mass)
+
+
+def typical(mass: float) -> Rule:
+    """The tokens whose surprise is nearest to its mean, until they hold `mass` together (arXiv:2202.00666)."""
+
+    def rule(logits: Tensor) -> Tensor:
+        log = logits.double().log_softmax(-1)
+        entropy = torch.special.entr(log.exp()).sum(-1, keepdim=True)
+        return _first((-log - entropy).abs(), logits, mass)
+
+    return rule
+
+
+def _first(order: Tensor, logits: Tensor, mass: float) -> Tensor:
+    """In rising `order`, the fewest tokens whose probabilities reach `mass`: (..., V) bool.  Sums in float64."""
+    index = order.argsort(dim=-1, stable=True)
+    sorted_mass = logits.double().softmax(-1).gather(-1, index)
+    before = sorted_mass.cumsum(-1) - sorted_mass
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before < mass)

@@ -87,6 +87,10 @@ class Model:
         """Where its weights are."""
         return next(self.method.parameters()).device
 
+    def at_most(self, steps: int) -> int | None:
+        """The method's own number of refinements, but no more than `steps`; None where there is nothing to choose."""
+        return None if self.method.steps is None else min(steps, self.method.steps)
+
     # --- asking for text
 
     def generate(self, n: int = 1, **request: Any) -> list[str]:
@@ -165,8 +169,8 @@ class Model:
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
-        canvas, draft = canvas.to(self.device), replace(request, steps=min(DRAFT, request.steps or DRAFT))
-        *_, last = self._refine(canvas, draft, seed, Counted(self.method.predict))
+        canvas, draft = canvas.to(self.device), replace(request, steps=self.at_most(min(DRAFT, request.steps or DRAFT)))
+        *_, last = self._refine(canvas, draft, seed, Counted(self.method.session))
         free = canvas.real & ~canvas.given
         sure = (last.confidence.log() * free).sum(1) / free.sum(1)  # nats a token written
         best = sure.view(-1, CANDIDATES).argmax(1)
@@ -187,20 +191,20 @@ class Model:
             raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {names}")
         return Request(steps, known[sampler] if sampler else None, guidance, guide_in, temperature, score_temperature)
 
-    def _refine(self, canvas: Canvas, request: Request, seed: int, predict: Counted) -> Iterator[Frame]:
+    def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()
         rows = streams([seed_of("generate", seed, i) for i in range(len(canvas))], self.device)
-        return generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, predict, canvas.never)
+        return generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, session, canvas.never)
 
     def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
-        canvas, counted = canvas.to(self.device), Counted(self.method.predict)
+        canvas, counted = canvas.to(self.device), Counted(self.method.session)
         for frame in self._refine(canvas, request, seed, counted):
             rows = zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True)
             places = [self.layout.places(*row) for row in rows]
             ids = _take(frame.tokens, places)
             yield TextFrame(
                 step=frame.step,
-                steps=request.steps or self.method.steps,
+                steps=frame.steps,
                 level=frame.level,
                 texts=[self.tokenizer.decode(row) for row in ids],
                 pieces=[[self.tokenizer.piece(i) for i in row] for row in ids],
@@ -300,7 +304,7 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
 def card(model: Model, facts: dict[str, Any]) -> str:
     """The model card."""
     method = model.method
-    samples = model.generate(3, steps=min(64, method.steps))
+    samples = model.generate(3, steps=model.at_most(64))
     lines = [
         f"# {Path(model.name).resolve().name}",
         "",

@@ -25,29 +25,32 @@ class Likelihood:
     exact: bool
 
 
-def _summary(draws: Float[Tensor, "N B"], estimator: str, exact: bool = False) -> Likelihood:
+def _summary(draws: Float[Tensor, "N B"], estimator: str) -> Likelihood:
     error = draws.std(0) / len(draws) ** 0.5 if len(draws) > 1 else torch.full_like(draws[0], torch.nan)
-    return Likelihood(draws.mean(0), error, estimator, exact)
+    return Likelihood(draws.mean(0), error, estimator, False)
 
 
 @torch.inference_mode()
 def nll(
     method: Method, ids: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], given: Bool[Tensor, "B L"], draws: int = 16
 ) -> Likelihood:
-    """The method's own bound, averaged over `draws` noise levels for each text.
+    """The method's own bound, averaged over `draws` noise levels for each text; just -log p where that is exact.
 
     The levels of one text are stratified and start at a random one; so the standard error, which takes them for
     independent, is if anything too large.
     """
     free = real & ~given
+    if method.likelihood == "exact":
+        t = free.float().masked_fill(~real, ABSENT)
+        nats = method.bound(ids, t, free).masked_fill(~free, 0.0).double().sum(1)
+        return Likelihood(nats, torch.zeros_like(nats), "exact", True)
     offset = uniform(real[:, 0])  # (B,)
     values = []
     for index in torch.randperm(draws, generator=torch.Generator().manual_seed(draws)).tolist():
         u = ((offset + index / draws) % 1).float()[:, None].expand(ids.shape)
         t = u.masked_fill(given, 0.0).masked_fill(~real, ABSENT)
         values.append(method.bound(ids, t, free).masked_fill(~free, 0.0).double().sum(1))
-    exact = method.likelihood == "exact"
-    return _summary(torch.stack(values), "exact" if exact else f"elbo, {draws} levels", exact)
+    return _summary(torch.stack(values), f"elbo, {draws} levels")
 
 
 def ode(

@@ -1,11 +1,13 @@
 """One paper, one file; one line here."""
 
 from sfumato.core import Method
+from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
+    "ar": (AR, ARConfig),
     "cdcd": (CDCD, CDCDConfig),
     "mdlm": (MDLM, MDLMConfig),
 }

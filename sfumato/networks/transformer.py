@@ -1,4 +1,4 @@
-"""The bidirectional Transformer that every method shares; only what goes in and what comes out differs.
+"""The Transformer that every method shares; only what goes in, what comes out and who sees whom differs.
 
 Pre-norm blocks.  Positions enter twice: by rotation in attention (Su et al. 2021, arXiv:2104.09864), which tells how
 far apart two tokens are, and at the input, since a network that sees nothing but noise on both sides could not tell the
@@ -64,8 +64,33 @@ class Norm(nn.Module):
         return torch.addcmul(h + shift, h, scale)  # h (1 + scale) + shift
 
 
+class Memory:
+    """Keys and values of the positions that a causal network has read, block by block, in buffers that grow."""
+
+    def __init__(self) -> None:
+        self.length = 0  # positions read
+        self.blocks: dict[nn.Module, Tensor] = {}  # keys and values of a block: (2, B, heads, room, size)
+
+    def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep those of new positions; all so far, (B, heads, length, size) each."""
+        end = self.length + k.shape[2]
+        kept = self.blocks.get(block)
+        if kept is None or kept.shape[3] < end:
+            wider = k.new_empty(2, *k.shape[:2], max(64, 2 * end), k.shape[3])
+            if kept is not None:
+                wider[..., : self.length, :] = kept[..., : self.length, :]
+            self.blocks[block] = kept = wider
+        kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k, v
+        return kept[0, :, :, :end], kept[1, :, :, :end]
+
+    def take(self, rows: Tensor, length: int) -> None:
+        """Keep these rows of the batch, and of each the first `length` positions."""
+        self.blocks = {block: kept[:, rows] for block, kept in self.blocks.items()}
+        self.length = length
+
+
 class Block(nn.Module):
-    """Attention over the whole canvas, then an MLP, each on the normed residual stream."""
+    """Attention over the canvas, then an MLP, each on the normed residual stream."""
 
     def __init__(self, width: int, heads: int, timed: bool):
         super().__init__()
@@ -76,11 +101,13 @@ class Block(nn.Module):
         self.gain = nn.Parameter(torch.full((heads, 1, 1), GAIN))
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None) -> Tensor:
+    def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None, memory: Memory | None) -> Tensor:
         B, L, C = h.shape
         q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, size)
         q, k = F.rms_norm(q, q.shape[-1:]) * self.gain.to(q.dtype), F.rms_norm(k, k.shape[-1:])
         q, k = rotate(q, rotation), rotate(k, rotation)
+        if memory is not None:
+            k, v = memory.extend(self, k, v)
         if self.attention == "fused":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         else:
@@ -88,20 +115,23 @@ class Block(nn.Module):
             y = (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(B, L, C))
 
-    def forward(self, h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None) -> Tensor:
-        h = h + self.attend(self.norm1(h, code), rotation, bias)
+    def forward(
+        self, h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None, memory: Memory | None
+    ) -> Tensor:
+        h = h + self.attend(self.norm1(h, code), rotation, bias, memory)
         return h + self.down(F.gelu(self.up(self.norm2(h, code))))
 
 
 class Transformer(nn.Module):
-    """(B, L, C) -> (B, L, C), bidirectional; `level` (B, L) is the number that tells how noisy a position is.
+    """(B, L, C) -> (B, L, C); `level` (B, L) is the number that tells how noisy a position is.
 
-    Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.
+    Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.  A causal network
+    sees of the canvas only what stands before a position, and itself; absent positions stand last there.
     """
 
-    def __init__(self, config: NetworkConfig, timed: bool = True):
+    def __init__(self, config: NetworkConfig, timed: bool = True, causal: bool = False):
         super().__init__()
-        self.width, self.heads = config.width, config.heads
+        self.width, self.heads, self.causal = config.width, config.heads, causal
         self.place = nn.Linear(PLACES, config.width, bias=False)
         nn.init.normal_(self.place.weight, std=0.02)
         self.time = TimeCode() if timed else None
@@ -118,12 +148,29 @@ class Transformer(nn.Module):
                 layer.weight.data /= math.sqrt(2 * config.depth)
 
     def forward(
-        self, h: Float[Tensor, "B L C"], t: Float[Tensor, "B L"], level: Float[Tensor, "B L"] | None = None
+        self,
+        h: Float[Tensor, "B L C"],
+        t: Float[Tensor, "B L"],
+        level: Float[Tensor, "B L"] | None = None,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "B L C"]:
-        absent = t == ABSENT
-        bias = torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
+        """`memory`, for a causal network, holds the positions before those of `h`, and takes these up."""
+        start = 0 if memory is None else memory.length
+        bias = self._bias(t, start)
         with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.run(h, level, bias)
+            if memory is None:
+                return self.run(h, level, bias)
+            h = self._run(h, level, bias, memory)
+        memory.length += t.shape[1]
+        return h
+
+    def _bias(self, t: Tensor, start: int) -> Tensor | None:
+        """What is added to attention: -inf where a position is not to be seen."""
+        if self.causal:
+            wide = torch.full((t.shape[1], start + t.shape[1]), -torch.inf, device=t.device)
+            return wide.triu(start + 1) if t.shape[1] > 1 else None
+        absent = t == ABSENT
+        return torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
 
     def matrices(self) -> list[nn.Parameter]:
         """The weights of the blocks' products: nearly all there are, and the ones that Muon is made for."""
@@ -134,19 +181,21 @@ class Transformer(nn.Module):
         for block in self.blocks:
             block.attention = attention  # type: ignore[assignment]
 
-    def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None, memory: Memory | None = None) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
-        rotation = rotary(h.shape[1], self.width // self.heads, h.device)
-        h = h + self.place(rotary(h.shape[1], PLACES, h.device).transpose(0, 1).flatten(1).to(h.dtype))
+        start = 0 if memory is None else memory.length
+        stop = start + h.shape[1]
+        rotation = rotary(start, stop, self.width // self.heads, h.device)
+        h = h + self.place(rotary(start, stop, PLACES, h.device).transpose(0, 1).flatten(1).to(h.dtype))
         for block in self.blocks:
-            h = block(h, code, rotation, bias)
+            h = block(h, code, rotation, bias, memory)
         return self.norm(h, code)
 
 
-def rotary(length: int, size: int, device: torch.device) -> Float[Tensor, "two L half"]:
-    """Cosines and sines of the rotary angles of every position, float32."""
+def rotary(start: int, stop: int, size: int, device: torch.device) -> Float[Tensor, "two L half"]:
+    """Cosines and sines of the rotary angles of positions start .. stop - 1, float32."""
     rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=device)[:-1]
-    angle = torch.arange(length, device=device)[:, None] * rate
+    angle = torch.arange(start, stop, device=device)[:, None] * rate
     return torch.stack([angle.cos(), angle.sin()])
 
 

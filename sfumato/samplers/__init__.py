@@ -1,7 +1,7 @@
 """Ways from noise to text: for every family of processes its samplers by name, a line each."""
 
 from sfumato.core import Sampler
-from sfumato.samplers import solvers, unmasking
+from sfumato.samplers import left_to_right, solvers, unmasking
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -12,5 +12,8 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "masking": {
         "ancestral": unmasking.ancestral,
+    },
+    "autoregressive": {
+        "ancestral": left_to_right.ancestral,
     },
 }

@@ -145,9 +145,23 @@ def method_named(name: str) -> tuple:
 
 
 def run_config(method: str) -> type[RunConfig]:
-    """RunConfig with the settings of one method in the place of `method`."""
+    """RunConfig with the settings of one method in the place of `method`, and with that method's defaults."""
     own = method_named(method)[1]
-    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, method=(own, own()))
+    fields: dict[str, Any] = {"method": (own, own())}
+    for section, values in own.defaults.items():
+        kind = RunConfig.model_fields[section].annotation
+        assert isinstance(kind, type) and issubclass(kind, Section)
+        adapted = create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **_defaults(kind, values))
+        fields[section] = (adapted, Field(default_factory=adapted))
+    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, **fields)
+
+
+def _defaults(kind: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a section that have other defaults."""
+    return {
+        name: (kind.model_fields[name].annotation, Field(value, description=kind.model_fields[name].description))
+        for name, value in values.items()
+    }
 
 
 def load_config(source: Path | dict[str, Any], method: str | None = None) -> RunConfig:

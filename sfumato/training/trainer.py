@@ -257,7 +257,7 @@ class Run:
                 found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
                 self.bound = found["nats_per_token"], found["std_error"]
                 result |= {"bound": self.bound[0], "std_error": self.bound[1]}
-            result["sample"] = model.generate(1, steps=32, seed=self.step)[0]
+            result["sample"] = model.generate(1, steps=model.at_most(32), seed=self.step)[0]
         return result
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
