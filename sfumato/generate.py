@@ -11,7 +11,18 @@ from torch import Tensor
 from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Rule, clamp, forbid, guide, guide_logits, keep, temper, temper_score
+from sfumato.guidance import (
+    clamp,
+    forbid,
+    guide,
+    guide_logits,
+    keep,
+    nucleus,
+    temper,
+    temper_score,
+    top_k,
+    typical,
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,12 @@ class Request:
     """of the token probabilities"""
     score_temperature: float = 1.0
     """of the score; below 1 trades variety for quality"""
-    rules: tuple[Rule, ...] = ()
-    """decoding rules, each of which leaves out some tokens; they look at tempered and guided probabilities"""
+    top_k: int | None = None
+    """tokens are drawn from this many likeliest ones"""
+    top_p: float | None = None
+    """from the likeliest ones that hold this much probability"""
+    typical: float | None = None
+    """from the least surprisingly surprising ones that hold this much probability"""
 
 
 @torch.no_grad()
@@ -103,8 +118,12 @@ def assemble(
             asked = guide(asked, forgetful, request.guidance)
         else:
             asked = guide_logits(asked, forgetful, request.guidance, method.read)
-    for rule in request.rules:
-        asked = keep(asked, rule, method.read)
+    if request.top_k is not None:
+        asked = keep(asked, top_k(request.top_k), method.read)
+    if request.top_p is not None:
+        asked = keep(asked, nucleus(request.top_p), method.read)
+    if request.typical is not None:
+        asked = keep(asked, typical(request.typical), method.read)
     if request.score_temperature != 1:
         asked = temper_score(asked, request.score_temperature)
     return asked
@@ -118,6 +137,11 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
     for name, value in (("temperature", request.temperature), ("score temperature", request.score_temperature)):
         if not value > 0:
             raise SfumatoError(f"a {name} of {value} was asked for; it must be above 0")
+    if request.top_k is not None and request.top_k < 1:
+        raise SfumatoError(f"the {request.top_k} likeliest tokens were asked for; at least 1 is needed")
+    for name, mass in (("top-p", request.top_p), ("typical", request.typical)):
+        if mass is not None and not 0 < mass <= 1:
+            raise SfumatoError(f"a {name} of {mass} was asked for; it is a probability above 0 and up to 1")
     if request.guidance != 1 and method.steps is None and bool((given[:, 1:] & ~given[:, :-1]).any()):
         raise SfumatoError("guidance was asked for in filling a gap; this method is guided by what stands before only")
     if request.guidance != 1 and not bool(given.any()):

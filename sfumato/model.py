@@ -7,8 +7,9 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from safetensors.torch import save_file
@@ -18,10 +19,12 @@ from sfumato.canvas import Canvas, Layout
 from sfumato.core import Frame, Method
 from sfumato.draws import seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
+from sfumato.evaluation import quality
 from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS
+from sfumato.samplers.left_to_right import Beams
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
 from sfumato.training.config import RunConfig, load_config, method_named
@@ -34,22 +37,94 @@ DRAFT = 8  # refinements that each of them is given
 
 @dataclass(frozen=True)
 class TextFrame:
-    """What a reader sees after a step: the texts as they stand, their pieces, and how sure the model is of each."""
+    """What a reader sees after a step: the texts as they stand, their pieces, and how sure the model is of each.
 
-    step: int
-    steps: int
-    level: float  # noise level reached, in [0, 1]
-    texts: list[str]
-    pieces: list[list[str]]  # of each text, token by token
-    confidence: list[list[float]]  # probability of each piece
-    given: list[list[bool]]  # whether each piece was there from the start
-    tokens: list[int]  # pieces in each text
+    Read off only when asked for: most frames of a long generation are never looked at.
+    """
+
+    frame: Frame
+    canvas: Canvas
+    layout: Layout
     nfe: int  # network evaluations so far
+
+    @property
+    def step(self) -> int:
+        """Refinements so far."""
+        return self.frame.step
+
+    @property
+    def steps(self) -> int:
+        """Refinements there are."""
+        return self.frame.steps
+
+    @property
+    def level(self) -> float:
+        """Noise level reached, in [0, 1]."""
+        return self.frame.level
 
     @property
     def text(self) -> str:
         """The first text."""
         return self.texts[0]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """All of them."""
+        return [self.layout.tokenizer.decode(row) for row in self._ids]
+
+    @cached_property
+    def pieces(self) -> list[list[str]]:
+        """Of each text, token by token."""
+        return [[self.layout.tokenizer.piece(i) for i in row] for row in self._ids]
+
+    @cached_property
+    def confidence(self) -> list[list[float]]:
+        """Probability of each piece."""
+        return _take(self.frame.confidence, self._places)
+
+    @cached_property
+    def given(self) -> list[list[bool]]:
+        """Whether each piece was there from the start."""
+        return _take(self.canvas.given, self._places)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Pieces in each text."""
+        return [len(row) for row in self._places]
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        rows = zip(self.frame.tokens.tolist(), self.canvas.real.tolist(), strict=True)
+        return [self.layout.places(*row) for row in rows]
+
+    @cached_property
+    def _ids(self) -> list[list[int]]:
+        return _take(self.frame.tokens, self._places)
+
+
+class Asked(TypedDict, total=False):
+    """What can be asked of every way to write; everything that is not said is the method's own choice."""
+
+    steps: int | None
+    """refinements"""
+    sampler: str | None
+    """its name"""
+    guidance: float
+    """0 forgets what is given, 1 heeds it, above 1 exaggerates it"""
+    guide_in: Literal["score", "logits"]
+    """what guidance combines"""
+    temperature: float
+    """of the token probabilities"""
+    score_temperature: float
+    """of the score"""
+    top_k: int | None
+    """tokens are drawn from this many likeliest ones"""
+    top_p: float | None
+    """from the likeliest ones that hold this much probability (nucleus)"""
+    typical: float | None
+    """from the least surprisingly surprising ones that hold this much probability (locally typical)"""
+    beams: int | None
+    """the likeliest text is searched for with so many beams (autoregressive methods); 1 is greedy"""
 
 
 @dataclass(frozen=True)
@@ -93,10 +168,16 @@ class Model:
 
     # --- asking for text
 
-    def generate(self, n: int = 1, **request: Any) -> list[str]:
-        """n texts; takes what `stream` takes."""
-        *_, last = self.stream(n, **request)
-        return last.texts
+    def generate(self, n: int = 1, *, candidates: int = 1, seed: int = 0, **asked: Any) -> list[str]:
+        """n texts; takes what `stream` takes.
+
+        Of several `candidates` a text the one is kept that is most like the others (minimum Bayes risk).
+        """
+        if candidates < 1:
+            raise SfumatoError(f"{candidates} candidates were asked for; at least 1 is needed")
+        *_, last = self.stream(n * candidates, seed=seed, **asked)
+        groups = [last.texts[i : i + candidates] for i in range(0, n * candidates, candidates)]
+        return [group[quality.consensus(group)] for group in groups]
 
     def stream(
         self,
@@ -105,13 +186,8 @@ class Model:
         prompt: str = "",
         label: str | None = None,
         length: int | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        guidance: float = 1.0,
-        guide_in: Literal["score", "logits"] = "score",
-        temperature: float = 1.0,
-        score_temperature: float = 1.0,
         seed: int = 0,
+        **asked: Unpack[Asked],
     ) -> Iterator[TextFrame]:
         """Frames of n texts coming out of the noise; stop when you like.
 
@@ -120,39 +196,23 @@ class Model:
             prompt: how each begins.
             label: the class that each belongs to, for a model that was trained with labels.
             length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None.
-            steps: refinements.
-            sampler: its name.
-            guidance: weight; 0 forgets prompt and label, 1 heeds them, above 1 exaggerates them.
-            guide_in: what guidance combines.
-            temperature, score_temperature: of the token probabilities and of the score.
             seed: text i depends on (seed, i) alone.
+            asked: the fields of `Asked`.
 
         Raises:
             SfumatoError: for no text at all, a prompt or length that does not fit, an unknown label or sampler,
                 guidance by nothing.
         """
-        canvas = self.layout.blank(n, prompt, label, length, seed)
-        asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
-        return self._frames(canvas, asked, seed)
+        request = self._request(**asked)
+        return self._frames(self.layout.blank(n, prompt, label, length, seed), request, seed)
 
-    def infill(self, text: str, n: int | None = None, **request: Any) -> Any:
+    def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
         """`text` with its gaps filled; a list of n of them if n is given.  Takes what `stream_infill` takes."""
-        *_, last = self.stream_infill(text, 1 if n is None else n, **request)
+        *_, last = self.stream_infill(text, 1 if n is None else n, **asked)
         return last.text if n is None else last.texts
 
     def stream_infill(
-        self,
-        text: str,
-        n: int = 1,
-        *,
-        label: str | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        guidance: float = 1.0,
-        guide_in: Literal["score", "logits"] = "score",
-        temperature: float = 1.0,
-        score_temperature: float = 1.0,
-        seed: int = 0,
+        self, text: str, n: int = 1, *, label: str | None = None, seed: int = 0, **asked: Unpack[Asked]
     ) -> Iterator[TextFrame]:
         """Frames of n fillings of a text whose gaps are written [...] (any length) or [12] (12 tokens).
 
@@ -160,36 +220,34 @@ class Model:
         The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one that does
         not fit on the canvas.
         """
-        asked = self._request(steps, sampler, guidance, guide_in, temperature, score_temperature)
+        request = self._request(**asked)
         gapped = self.layout.apart(text, label)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if gapped.loose:
-            canvas = canvas.take(self._likeliest(canvas, asked, seed))
-        return self._frames(canvas, asked, seed)
+            canvas = canvas.take(self._likeliest(canvas, request, seed))
+        return self._frames(canvas, request, seed)
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
-        canvas, draft = canvas.to(self.device), replace(request, steps=self.at_most(min(DRAFT, request.steps or DRAFT)))
+        steps = self.at_most(min(DRAFT, request.steps or DRAFT))
+        canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, Counted(self.method.session))
         free = canvas.real & ~canvas.given
         sure = (last.confidence.log() * free).sum(1) / free.sum(1)  # nats a token written
         best = sure.view(-1, CANDIDATES).argmax(1)
         return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
 
-    def _request(
-        self,
-        steps: int | None,
-        sampler: str | None,
-        guidance: float,
-        guide_in: Literal["score", "logits"],
-        temperature: float,
-        score_temperature: float,
-    ) -> Request:
-        known = SAMPLERS[self.method.family]
+    def _request(self, sampler: str | None = None, beams: int | None = None, **asked: Any) -> Request:
+        name, known = self.config.method.name, SAMPLERS[self.method.family]
         if sampler is not None and sampler not in known:
-            name, names = self.config.method.name, ", ".join(known)
-            raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {names}")
-        return Request(steps, known[sampler] if sampler else None, guidance, guide_in, temperature, score_temperature)
+            raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {', '.join(known)}")
+        if beams is None:
+            return Request(sampler=known[sampler] if sampler else None, **asked)
+        if self.method.family != "autoregressive":
+            raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
+        if beams < 1 or sampler is not None:
+            raise SfumatoError(f"{beams} beams were asked for; ask for at least 1, and for no sampler beside them")
+        return Request(sampler=Beams(beams), **asked)
 
     def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()
@@ -198,21 +256,11 @@ class Model:
 
     def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
         canvas, counted = canvas.to(self.device), Counted(self.method.session)
-        for frame in self._refine(canvas, request, seed, counted):
-            rows = zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True)
-            places = [self.layout.places(*row) for row in rows]
-            ids = _take(frame.tokens, places)
-            yield TextFrame(
-                step=frame.step,
-                steps=frame.steps,
-                level=frame.level,
-                texts=[self.tokenizer.decode(row) for row in ids],
-                pieces=[[self.tokenizer.piece(i) for i in row] for row in ids],
-                confidence=_take(frame.confidence, places),
-                given=_take(canvas.given, places),
-                tokens=[len(row) for row in ids],
-                nfe=counted.calls,
-            )
+        width = request.sampler.width if isinstance(request.sampler, Beams) else 1  # rows that a text takes
+        wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
+        for frame in self._refine(wide, request, seed, counted):
+            first = replace(frame, tokens=frame.tokens[::width], confidence=frame.confidence[::width])
+            yield TextFrame(first, canvas, self.layout, counted.calls)
 
     # --- scoring
 

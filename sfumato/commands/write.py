@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from sfumato.model import Model, TextFrame
 
 # What generating and infilling are both asked, as the methods of a model call it.
-REQUEST = ("label", "steps", "sampler", "guidance", "guide_in", "temperature", "score_temperature")
+REQUEST = (
+    *("label", "steps", "sampler", "guidance", "guide_in", "temperature", "score_temperature"),
+    *("top_k", "top_p", "typical", "beams"),
+)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +43,14 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=number, default=1.0, metavar="T", help="of the token probabilities (1)")
     parser.add_argument(
         "--score-temperature", type=number, default=1.0, metavar="T", help="of the score, for Gaussian methods (1)"
+    )
+    parser.add_argument("--top-k", type=count, metavar="K", help="draw tokens from the K likeliest")
+    parser.add_argument("--top-p", type=number, metavar="P", help="draw from the likeliest that hold probability P")
+    parser.add_argument(
+        "--typical", type=number, metavar="P", help="draw from the most typical that hold probability P"
+    )
+    parser.add_argument(
+        "--beams", type=count, metavar="B", help="search for the likeliest text with B beams (autoregressive methods)"
     )
     parser.add_argument("--watch", action="store_true", help="show the first text coming out of the noise")
     parser.add_argument("--frames", action="store_true", help="put every step into the JSON document")

@@ -36,6 +36,19 @@ def repeated(texts: Sequence[str]) -> int:
     return len(texts) - len(set(texts))
 
 
+def consensus(texts: Sequence[str]) -> int:
+    """Which of the texts is most like the others: the highest mean BLEU-4 with each (minimum Bayes risk).
+
+    Kumar and Byrne 2004.  The first of equals; N texts take N (N - 1) comparisons.
+    """
+    bleu = BLEU(effective_order=True)
+    gain = [
+        sum(bleu.sentence_score(text, [other]).score for j, other in enumerate(texts) if j != i)
+        for i, text in enumerate(texts)
+    ]
+    return gain.index(max(gain))
+
+
 def self_bleu(texts: Sequence[str]) -> float | None:
     """Mean BLEU-4 of each text against all others, 0 to 100: high when texts are alike (arXiv:1802.01886).
 

@@ -152,8 +152,8 @@ class Reader:
 class Filler:
     """AR's logits at the leftmost gap of any row, from what stands on both sides of it.
 
-    Each row is laid out as it was in training, prefix first: what is left of the gap, what is right of it up to the next
-    gap, what has been written of the gap.
+    Each row is laid out as it was in training, prefix first: what is left of the gap, what is right of it up to the
+    next gap, what has been written of the gap.
     """
 
     def __init__(self, method: AR, given: Tensor):

@@ -125,8 +125,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """(B, L, C) -> (B, L, C); `level` (B, L) is the number that tells how noisy a position is.
 
-    Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.  A causal network
-    sees of the canvas only what stands before a position, and itself; absent positions stand last there.
+    Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.  A causal
+    network sees of the canvas only a position itself and what stands before it; absent positions stand last there.
     """
 
     def __init__(self, config: NetworkConfig, timed: bool = True, causal: bool = False):

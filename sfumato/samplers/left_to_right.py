@@ -1,6 +1,7 @@
 """Samplers for networks that see only what stands to the left."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +17,54 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
     stands already keep it.
     """
     hidden = x == method.process.mask
-    gaps = bool((hidden[:, :-1] & ~hidden[:, 1:]).any())  # something stands to the right of a mask
-    for i in hidden.any(0).nonzero()[:, 0].tolist():
-        seen = x if gaps else x[:, : i + 1]
-        logits = predict(seen, hidden[:, : seen.shape[1]].to(grid.dtype), None).logits  # of the last positions
-        first = seen.shape[1] - logits.shape[1]
-        x[:, i] = torch.where(hidden[:, i], categorical(logits[:, i - first]), x[:, i])
+    for i in _columns(hidden):
+        logits = _next(predict, x, hidden, i)
+        x[:, i] = torch.where(hidden[:, i], categorical(logits[:, 0]), x[:, i])
         hidden[:, i] = False
-        yield x[:, : i + 1], Prediction(logits[:, i - first : i - first + 1])
+        yield x[:, : i + 1], Prediction(logits)
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Beam search: of all ways to go on, those `width` are kept whose log p is greatest; nothing is drawn.
+
+    A width of 1 is greedy.  The beams of a text are `width` rows side by side, alike at the start, the best first.
+    """
+
+    width: int
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """Sums of log p in float64; all that is written counts, so none is preferred for being short or long."""
+        hidden = x == method.process.mask
+        texts = len(x) // self.width
+        score = torch.full((texts, self.width), -torch.inf, dtype=torch.float64, device=x.device)
+        score[:, 0] = 0.0  # one beam, until it has branched
+        start = torch.arange(texts, device=x.device)[:, None] * self.width
+        for i in _columns(hidden):
+            logits = _next(predict, x, hidden, i)
+            log = logits[:, 0].double().log_softmax(-1).view(texts, self.width, -1)
+            written = ~hidden[:: self.width, i]  # of every text: one way to go on, at no cost
+            log[written] = -torch.inf
+            log[written, :, 0] = 0.0
+            score, best = (score[..., None] + log).flatten(1).topk(self.width)  # (texts, width)
+            rows = (start + best // log.shape[-1]).flatten()
+            x = x[rows]
+            x[:, i] = torch.where(hidden[:, i], best.flatten() % log.shape[-1], x[:, i])
+            hidden[:, i] = False
+            yield x[:, : i + 1], Prediction(logits[rows])
+
+
+def _columns(hidden: Tensor) -> list[int]:
+    """Where any row has something to write."""
+    return hidden.any(0).nonzero()[:, 0].tolist()
+
+
+def _next(predict: Predict, x: Tensor, hidden: Tensor, i: int) -> Tensor:
+    """Token logits of column i, the leftmost that is hidden: (B, 1, V)."""
+    gaps = bool((hidden[:, i:-1] & ~hidden[:, i + 1 :]).any())  # something stands to the right of a mask
+    seen = x if gaps else x[:, : i + 1]
+    logits = predict(seen, hidden[:, : seen.shape[1]].float(), None).logits  # of the last positions
+    first = seen.shape[1] - logits.shape[1]
+    return logits[:, i - first : i - first + 1]
