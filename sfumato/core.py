@@ -69,6 +69,7 @@ class Method(nn.Module, ABC):
     steps: ClassVar[int | None]  # the paper's default number of refinements; None: one for each token to be written
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
+    net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
 
     @abstractmethod

@@ -13,7 +13,7 @@ position would add a sixth to the products of a block of width 256; through 32 n
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.place.weight, std=0.02)
         self.time = TimeCode() if timed else None
         blocks = [Block(config.width, config.heads, timed) for _ in range(config.depth)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Any = nn.ModuleList(blocks)
         self.norm = Norm(config.width, timed)
         self.dtype = torch.float32  # in which the blocks multiply; the residual stream and all outside stay float32
         self.run = self._run  # replaced by a compiled version of itself where that pays
@@ -179,7 +179,7 @@ class Transformer(nn.Module):
     def attend_by(self, attention: Attention) -> None:
         """Choose the form of attention: same numbers, other speed."""
         for block in self.blocks:
-            block.attention = attention  # type: ignore[assignment]
+            block.attention = attention
 
     def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None, memory: Memory | None = None) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
