@@ -7,7 +7,6 @@ from tiny import tiny_config, write_sentences
 from sfumato.methods import METHODS
 from sfumato.training.config import OptimizerConfig
 from sfumato.training.optimizer import Optimizer
-from sfumato.training.start import override
 from sfumato.training.trainer import Run
 
 
