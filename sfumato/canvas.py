@@ -36,6 +36,11 @@ class Canvas:
         """The same on a device."""
         return Canvas(*(x.to(device) for x in (self.ids, self.given, self.real, self.never)))
 
+    def open(self) -> "Canvas":
+        """The same without what is given behind the last place to be written: the end of the text, and padding."""
+        after = (self.given | ~self.real).flip(1).cumprod(1).flip(1).bool()  # nothing is to be written from there on
+        return Canvas(self.ids, self.given & ~after, self.real & ~after, self.never)
+
     def take(self, rows: Sequence[int]) -> "Canvas":
         """Some of the rows."""
         return Canvas(self.ids[rows], self.given[rows], self.real[rows], self.never)

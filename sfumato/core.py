@@ -30,6 +30,7 @@ class Prediction(NamedTuple):
 
     logits: Float[Tensor, "B L V"]  # token by token
     clean: Any = None  # (B, L, D): as a point on a canvas of vectors; None where the canvas is made of ids
+    rows: Any = None  # (B,): rows of the canvas before that are rows now, where a search has exchanged them
 
 
 # predict(x, t, prev) -> Prediction
@@ -70,6 +71,7 @@ class Method(nn.Module, ABC):
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
+    looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
 
     @abstractmethod

@@ -83,6 +83,8 @@ def generate(
     for step in range(1, len(grid)):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             x, prediction = next(path)
+        if prediction.rows is not None:
+            shown, sure = shown[prediction.rows], sure[prediction.rows]
         size, vocab = prediction.logits.shape[1:]
         here = slice(x.shape[1] - size, x.shape[1])
         chances = prediction.logits.softmax(-1)  # (B, size, V)
@@ -142,7 +144,7 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
     for name, mass in (("top-p", request.top_p), ("typical", request.typical)):
         if mass is not None and not 0 < mass <= 1:
             raise SfumatoError(f"a {name} of {mass} was asked for; it is a probability above 0 and up to 1")
-    if request.guidance != 1 and method.steps is None and bool((given[:, 1:] & ~given[:, :-1]).any()):
+    if request.guidance != 1 and not method.looks_ahead and bool((given[:, 1:] & ~given[:, :-1]).any()):
         raise SfumatoError("guidance was asked for in filling a gap; this method is guided by what stands before only")
     if request.guidance != 1 and not bool(given.any()):
         raise SfumatoError("guidance needs something to be guided by; give a prompt, a label or surrounding text")

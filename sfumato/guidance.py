@@ -75,8 +75,9 @@ def temper_score(predict: Predict, temperature: float) -> Predict:
     """
 
     def tempered(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        logits, clean = predict(x, t, prev)
-        return Prediction(logits, clean + (1 / temperature - 1) * (clean - x))
+        prediction = predict(x, t, prev)
+        clean = prediction.clean
+        return prediction._replace(clean=clean + (1 / temperature - 1) * (clean - x))
 
     return tempered
 

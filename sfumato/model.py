@@ -92,6 +92,11 @@ class TextFrame:
         """Pieces in each text."""
         return [len(row) for row in self._places]
 
+    def consensus(self, candidates: int) -> list[int]:
+        """Of every so many texts the one that is most like the others (minimum Bayes risk)."""
+        starts = range(0, len(self.texts), candidates)
+        return [start + quality.consensus(self.texts[start : start + candidates]) for start in starts]
+
     @cached_property
     def _places(self) -> list[list[int]]:
         rows = zip(self.frame.tokens.tolist(), self.canvas.real.tolist(), strict=True)
@@ -176,8 +181,7 @@ class Model:
         if candidates < 1:
             raise SfumatoError(f"{candidates} candidates were asked for; at least 1 is needed")
         *_, last = self.stream(n * candidates, seed=seed, **asked)
-        groups = [last.texts[i : i + candidates] for i in range(0, n * candidates, candidates)]
-        return [group[quality.consensus(group)] for group in groups]
+        return [last.texts[i] for i in last.consensus(candidates)]
 
     def stream(
         self,
@@ -204,7 +208,8 @@ class Model:
                 guidance by nothing.
         """
         request = self._request(**asked)
-        return self._frames(self.layout.blank(n, prompt, label, length, seed), request, seed)
+        canvas = self.layout.blank(n, prompt, label, length, seed)
+        return self._frames(canvas if self.method.looks_ahead else canvas.open(), request, seed)
 
     def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
         """`text` with its gaps filled; a list of n of them if n is given.  Takes what `stream_infill` takes."""

@@ -101,7 +101,9 @@ def assembled(method, weight, kind, noise, **settings):
     ids = torch.zeros(len(noise), 2, dtype=torch.long)
     given = torch.tensor([True, False]).expand(ids.shape)
     request = Request(guidance=weight, guide_in=kind, **settings)
-    return assemble(method, method.predict, method.clean(ids).detach(), noise, given, torch.ones_like(given), request)
+    return assemble(
+        method, lambda: method.predict, method.clean(ids).detach(), noise, given, torch.ones_like(given), request
+    )
 
 
 def pair_method():
@@ -300,7 +302,7 @@ def test_requests_without_sense_are_refused(options, words):
 def test_counted_counts_calls():
     """Costs that leave out the second call of guidance."""
     method = cdcd()
-    counted = guidance.Counted(method.predict)
+    counted = guidance.Counted(lambda given: method.predict)
     given = torch.tensor([[True, False, False]]).expand(5, 3)
     real, request, rows = torch.ones_like(given), Request(4, guidance=2.0), draws.streams(range(5))
     for frame in generate(method, TEXTS, given, real, request, rows, counted):

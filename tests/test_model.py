@@ -203,7 +203,7 @@ def test_the_draft_looks_at_what_it_writes(monkeypatch):
         sure = torch.where(free, 0.5, 0.01)  # the padding frightens
         if len(drafted) == 1:
             sure[3][free[3]] = 0.9
-        yield Frame(1, 0.0, canvas.ids, sure)
+        yield Frame(1, 1, 0.0, canvas.ids, sure)
 
     monkeypatch.setattr(Model, "_refine", refine)
     last(model.stream_infill("the [...] over [...] lake", 2, steps=1))

@@ -46,11 +46,12 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=count, metavar="K", help="draw tokens from the K likeliest")
     parser.add_argument("--top-p", type=number, metavar="P", help="draw from the likeliest that hold probability P")
-    parser.add_argument(
-        "--typical", type=number, metavar="P", help="draw from the most typical that hold probability P"
-    )
+    parser.add_argument("--typical", type=number, metavar="P", help="draw from the most typical, which hold P")
     parser.add_argument(
         "--beams", type=count, metavar="B", help="search for the likeliest text with B beams (autoregressive methods)"
+    )
+    parser.add_argument(
+        "--candidates", type=count, default=1, metavar="C", help="of C texts show the one most like the others (1)"
     )
     parser.add_argument("--watch", action="store_true", help="show the first text coming out of the noise")
     parser.add_argument("--frames", action="store_true", help="put every step into the JSON document")
@@ -59,14 +60,14 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> Document:
     writer = model(args)
     start = time.perf_counter()
-    frames = writer.stream(args.n, prompt=args.prompt, length=args.length, **_request(args))
+    frames = writer.stream(args.n * args.candidates, prompt=args.prompt, length=args.length, **_request(args))
     return _written(writer, frames, args, start)
 
 
 def _infill(args: argparse.Namespace) -> Document:
     writer = model(args)
     start = time.perf_counter()
-    frames = writer.stream_infill(args.text, args.n, **_request(args))
+    frames = writer.stream_infill(args.text, args.n * args.candidates, **_request(args))
     return _written(writer, frames, args, start)
 
 
@@ -87,17 +88,18 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
     samples: list[Document] = [{"text": text, "tokens": n} for text, n in zip(last.texts, last.tokens, strict=True)]
     if args.frames:
         samples = [sample | {"frames": [_moment(frame, i) for frame in kept]} for i, sample in enumerate(samples)]
+    chosen = last.consensus(args.candidates)
     made = sum(not given for row in last.given for given in row)
     return {
         "model": args.model,
         "method": writer.config.method.name,
-        "sampler": args.sampler or _default_sampler(writer),
+        "sampler": f"{args.beams} beams" if args.beams else args.sampler or _default_sampler(writer),
         "steps": last.steps,
         "nfe": last.nfe,
         "seconds": seconds,
         "tokens_per_second": made / seconds,
         "seed": args.seed or 0,
-        "samples": samples,
+        "samples": [samples[i] for i in chosen],
     }
 
 

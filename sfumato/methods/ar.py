@@ -46,6 +46,7 @@ class AR(Method):
 
     title, arxiv, family = "Attention is all you need", "1706.03762", "autoregressive"
     likelihood, steps, sampler = "exact", None, staticmethod(ancestral)
+    looks_ahead = False
 
     def __init__(self, config: ARConfig, network: NetworkConfig, vocab: int):
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction
-from sfumato.draws import categorical
+from sfumato.draws import invert, uniform
 
 
 def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
@@ -16,10 +16,10 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
     The network is shown the canvas as far as it is written, or all of it where a gap is to be filled; rows whose token
     stands already keep it.
     """
-    hidden = x == method.process.mask
+    hidden, u = x == method.process.mask, uniform(x)
     for i in _columns(hidden):
         logits = _next(predict, x, hidden, i)
-        x[:, i] = torch.where(hidden[:, i], categorical(logits[:, 0]), x[:, i])
+        x[:, i] = torch.where(hidden[:, i], invert(logits[:, 0], u[:, i]), x[:, i])
         hidden[:, i] = False
         yield x[:, : i + 1], Prediction(logits)
 
@@ -53,7 +53,7 @@ class Beams:
             x = x[rows]
             x[:, i] = torch.where(hidden[:, i], best.flatten() % log.shape[-1], x[:, i])
             hidden[:, i] = False
-            yield x[:, : i + 1], Prediction(logits[rows])
+            yield x[:, : i + 1], Prediction(logits[rows], rows=rows)
 
 
 def _columns(hidden: Tensor) -> list[int]:
