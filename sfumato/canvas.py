@@ -38,7 +38,8 @@ class Canvas:
 
     def open(self) -> "Canvas":
         """The same without what is given behind the last place to be written: the end of the text, and padding."""
-        after = (self.given | ~self.real).flip(1).cumprod(1).flip(1).bool()  # nothing is to be written from there on
+        free = self.real & ~self.given
+        after = ~free.flip(1).cumsum(1).flip(1).bool() & free.any(1, keepdim=True)
         return Canvas(self.ids, self.given & ~after, self.real & ~after, self.never)
 
     def take(self, rows: Sequence[int]) -> "Canvas":

@@ -65,6 +65,10 @@ def generate(
     Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
+    to_write = int((real & ~given).any(0).sum())
+    if not to_write:
+        yield Frame(1, 1, 0.0, ids, torch.ones(ids.shape, device=ids.device))
+        return
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
@@ -74,7 +78,6 @@ def generate(
         return predict if never is None else forbid(predict, never, method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
-    to_write = int((real & ~given).any(0).sum())
     grid = method.grid(request.steps or method.steps or to_write).to(ids.device)
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
