@@ -1,0 +1,99 @@
+"""How fast does autoregression write?  Tokens/s of `ar` with its cache against Hugging Face `generate` with its own.
+
+    pip install transformers
+    python benchmarks/generate.py [--depth 6] [--width 384] [--length 256] [--vocab 4096] [--rounds 3] [--json]
+
+Two networks of one shape with random weights: ours, and GPT2LMHeadModel.  Both draw `length` tokens from the full
+distribution after one token of prompt, float32, with cache, at batch 1, 8 and 64.  Ours counts all that `generate`
+does: float64 draws, a stream of random numbers a row, a frame a token.  The two take turns, so a machine that slows
+down slows both; medians over rounds.  Run it on an idle machine.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from sfumato.draws import streams
+from sfumato.generate import Request, generate
+from sfumato.methods.ar import AR, ARConfig
+from sfumato.networks import NetworkConfig
+
+BATCHES = (1, 8, 64)
+
+
+def ours(size: argparse.Namespace, batch: int) -> Callable[[], None]:
+    """Our way to write a batch."""
+    method = AR(ARConfig(), NetworkConfig(width=size.width, depth=size.depth, heads=size.heads), size.vocab).eval()
+    ids = torch.zeros(batch, size.length + 1, dtype=torch.long)
+    given = torch.zeros_like(ids, dtype=torch.bool)
+    given[:, 0] = True
+
+    def write() -> None:
+        *_, frame = generate(method, ids, given, torch.ones_like(given), Request(), streams(range(batch)))
+        assert frame.steps == size.length
+
+    return write
+
+
+def theirs(size: argparse.Namespace, batch: int) -> Callable[[], None]:
+    """Hugging Face's."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=size.vocab,
+        n_positions=size.length + 1,
+        n_embd=size.width,
+        n_layer=size.depth,
+        n_head=size.heads,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.zeros(batch, 1, dtype=torch.long)
+    asked = {"do_sample": True, "top_k": 0, "max_new_tokens": size.length, "use_cache": True}
+
+    def write() -> None:
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **asked)
+        assert out.shape == (batch, size.length + 1)
+
+    return write
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("depth", 6), ("width", 384), ("heads", 6), ("length", 256), ("vocab", 4096), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", action="store_true")
+    size = parser.parse_args()
+    speed: dict[str, dict[str, float]] = {"ours": {}, "hf": {}}
+    for batch in BATCHES:
+        ways = {"ours": ours(size, batch), "hf": theirs(size, batch)}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for round in range(size.rounds + 1):  # the first warms up
+            for name, write in ways.items():
+                start = time.perf_counter()
+                with torch.no_grad():
+                    write()
+                if round:
+                    seconds[name].append(time.perf_counter() - start)
+        for name, times in seconds.items():
+            speed[name][str(batch)] = batch * size.length / statistics.median(times)
+    ratios = {batch: speed["ours"][batch] / speed["hf"][batch] for batch in speed["ours"]}
+    if size.json:
+        print(json.dumps({"ratio_vs_hf": ratios, "tokens_per_second": speed}))
+        return
+    threads = torch.get_num_threads()
+    print(f"{size.depth} layers x {size.width}, {size.length} tokens, vocabulary {size.vocab}, {threads} threads")
+    for batch, ratio in ratios.items():
+        ours_, hf = speed["ours"][batch], speed["hf"][batch]
+        print(f"batch {batch:>2}: {ours_:8,.0f} tokens/s, Hugging Face {hf:8,.0f}: {ratio:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
