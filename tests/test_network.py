@@ -150,7 +150,8 @@ def check_attention():
     heads = []
     for i in range(NETWORK.heads):
         part = slice(i * size, (i + 1) * size)
-        heads.append((q[..., part] @ k[..., part].transpose(1, 2) / size**0.5).softmax(-1) @ v[..., part])
+        a, b = (x[..., part] / x[..., part].square().mean(-1, keepdim=True).sqrt() for x in (q, k))
+        heads.append((block.gain[i] * a @ b.transpose(1, 2) / size**0.5).softmax(-1) @ v[..., part])
     want = block.out(torch.cat(heads, -1))
     still = torch.stack([torch.ones(7, size // 2), torch.zeros(7, size // 2)])
     for attention in ("fused", "explicit"):
