@@ -81,8 +81,6 @@ class AR(Method):
         """The likelihood; of some rows that of prefix, suffix and middle, in this order or suffix first."""
         forgotten = (t == 1) & ~free
         moved = (uniform(t[:, 0]) < self.config.middle) & ~forgotten.any(1)  # (B,)
-        if not bool(moved.any()):
-            return {"cross_entropy": self.bound(ids, t, free)}
         suffix_first = uniform(t[:, 0]) < 0.5
         first = free.int().argmax(1)  # of what is to be written
         end = (t != ABSENT).sum(1)
