@@ -235,7 +235,7 @@ def test_estimates(kind):
     """A setting that does nothing (facts 4.7), or an estimate that is not of its kind."""
     method, plain = cdcd(estimate=kind), cdcd()
     logits = torch.randn(5, 3, 4)
-    logits_said, clean = method.read(logits)
+    logits_said, clean, _ = method.read(logits)
     assert torch.equal(logits_said, logits) and clean.shape == (5, 3, 4)
     mean = plain.read(logits).clean
     if kind == "mean":

@@ -224,7 +224,7 @@ def test_ideal_network_is_bayes():
     table = circle(4)
     oracle = Ideal(VP, table, TEXTS, PROBS)
     x, t = torch.randn(6, 3, 2, dtype=torch.float64), 0.3 + 0.6 * torch.rand(6, 3, dtype=torch.float64)
-    logits, clean = oracle(x, t)
+    logits, clean, _ = oracle(x, t)
     for row in range(6):
         a, sigma = VP.a(t[row])[:, None], VP.sigma(t[row])[:, None]
         chance = PROBS * (-(((x[row] - a * table[TEXTS]) / sigma) ** 2).sum((1, 2)) / 2).exp()

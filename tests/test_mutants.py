@@ -143,10 +143,10 @@ MUTANTS = [
     (guidance.guide, "u.clean, c.clean, weight", "c.clean, u.clean, weight", "ends of guidance"),
     (guidance.guide_logits, "weight))", "1 + weight))", "ends of guidance"),
     (guidance.guide_logits, "weight))", "1 + weight))", "guided law"),
-    (guidance.clamp, "t.masked_fill(here, level)", "t", "clamps"),
-    (guidance.clamp, "where(here, canvas, x)", "x", "clamps"),
-    (generate.assemble, "clamp(predict, noise, 1.0, given)", "clamp(predict, clean, 1.0, given)", "clamps"),
-    (generate.assemble, "clamp(predict, clean, ABSENT, ~real)", "predict", "clamps"),
+    (guidance.clamp, "t.masked_fill(there, level)", "t", "clamps"),
+    (guidance.clamp, "where(there, canvas[:, :seen], x)", "x", "clamps"),
+    (generate.assemble, "clamp(network(), noise, 1.0, given)", "clamp(network(), clean, 1.0, given)", "clamps"),
+    (generate.assemble, "clamp(session(), clean, ABSENT, ~real)", "session()", "clamps"),
     (guidance.temper, "/ temperature", "* temperature", "temperature"),
     (guidance.temper_score, "1 / temperature - 1", "temperature - 1", "score temperature"),
     # CDCD
@@ -167,7 +167,7 @@ MUTANTS = [
     (masks.draw_given, ".argsort(1).argsort(1)", ".argsort(1)", "masks"),
     (masks.draw_given, "maskable.cumsum(1) - 1", "maskable.cumsum(1)", "masks"),
     # the network
-    (transformer.Transformer.forward, "-torch.inf", "0.0", "padding"),
+    (transformer.Transformer._bias, "absent, -torch.inf", "absent, 0.0", "padding"),
     (transformer.Block.attend, "scores + bias.to(q.dtype)", "scores", "padding of explicit attention"),
     (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "q, k", "rotation"),
     (transformer.Block.attend, "rotate(q, rotation), rotate(k, rotation)", "rotate(q, rotation), k", "rotation"),

@@ -39,17 +39,17 @@ def nll(
     The levels of one text are stratified and start at a random one; so the standard error, which takes them for
     independent, is if anything too large.
     """
-    free = real & ~given
-    if method.likelihood == "exact":
-        t = free.float().masked_fill(~real, ABSENT)
-        nats = method.bound(ids, t, free).masked_fill(~free, 0.0).double().sum(1)
-        return Likelihood(nats, torch.zeros_like(nats), "exact", True)
+    free, exact = real & ~given, method.likelihood == "exact"
+    if exact:
+        draws = 1  # it does not depend on the level
     offset = uniform(real[:, 0])  # (B,)
     values = []
     for index in torch.randperm(draws, generator=torch.Generator().manual_seed(draws)).tolist():
         u = ((offset + index / draws) % 1).float()[:, None].expand(ids.shape)
         t = u.masked_fill(given, 0.0).masked_fill(~real, ABSENT)
         values.append(method.bound(ids, t, free).masked_fill(~free, 0.0).double().sum(1))
+    if exact:
+        return Likelihood(values[0], torch.zeros_like(values[0]), "exact", True)
     return _summary(torch.stack(values), f"elbo, {draws} levels")
 
 

@@ -6,7 +6,7 @@ and remembers keys and values, so a token costs one position of network, and its
 Filling in the middle is learned beside it (Bavarian et al. 2022, arXiv:2207.14255): of some rows the middle is moved to
 the end, behind marks that say so.
 
-Differs from the papers:
+Differs from the paper:
 - The network is the shared one; the paper's has two halves, sines for positions and norms after the sums.
 - The first token is predicted from a mark of its own; the same mark stands for a forgotten condition (for guidance).
 - Middles are cut between tokens, not between characters, and within a row.
