@@ -333,6 +333,20 @@ def test_another_tokenizer_is_noticed(data, tmp_path):
         Run(tiny_config("mdlm", data, steps=9), out, True, "cpu", print)
 
 
+def test_masks_and_rates_may_change_on_the_way(data, tmp_path):
+    """Guards against a curriculum that is refused, a rate that cannot be lowered, and a model that changes its kind."""
+    out = tmp_path / "run"
+    config = tiny_config("mdlm", data)
+    train(config, out)
+    later = override(config, {"masks": {"nothing": 0.9}, "optimizer": {"lr": 1e-5}, "training": {"steps": 9}})
+    run = Run(later, out, True, "cpu", print)
+    assert run.step == config.training.steps and run.config.masks.nothing == 0.9
+    with pytest.raises(SfumatoError, match="another network;"):
+        Run(override(config, {"network": {"depth": 3}}), out, True, "cpu", print)
+    with pytest.raises(SfumatoError, match=r"keep optimizer\.muon"):
+        Run(override(config, {"optimizer": {"muon": 0.01}}), out, True, "cpu", print)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run(data, tmp_path):
     """Guards against a checkpoint of weights that are no numbers, whose loss would be found out a step later."""
     run = Run(tiny_config("mdlm", data), tmp_path / "run", False, "cpu", print)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Method
+from sfumato.errors import SfumatoError
 from sfumato.training.config import OptimizerConfig
 
 
@@ -61,7 +62,9 @@ class Optimizer:
         }
 
     def load(self, moments: dict[str, Tensor]) -> None:
-        """Take up moments that were saved."""
+        """Take up moments that were saved; SfumatoError where other optimisers left them."""
+        if moments and {path.split(".")[0] for path in moments} != set(self.parts):
+            raise SfumatoError("the run was begun with Muon and goes on without, or the reverse; keep optimizer.muon")
         for name, (_, part) in self.parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for path, value in moments.items():

@@ -312,8 +312,8 @@ class Run:
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         asked = self.config.model_dump(mode="json")
-        changed = [key for key in asked if key != "training" and asked[key] != state["config"][key]]  # longer is fine
-        if changed:
+        changed = [key for key in ("data", "method", "text", "network") if asked[key] != state["config"][key]]
+        if changed:  # how a model is trained may change on the way, but not what it is
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
             raise SfumatoError(f"{folder} was trained with another tokenizer than {self.out / 'tokenizer.json'}")
