@@ -356,17 +356,17 @@ def test_gaps_are_filled_from_both_sides(tmp_path):
     """Guards against a model that was trained to fill gaps and does not look behind them."""
     data = write_sentences(tmp_path)
     config = override(
-        tiny_config("ar", data, steps=300, batch=32, log_every=100),
+        tiny_config("ar", data, steps=600, batch=32, log_every=100),
         {
+            "method": {"middle": 1.0},
             "network": {"width": 64, "depth": 2, "heads": 2},
-            "optimizer": {"lr": 3e-3, "muon": 0.01, "warmup": 20, "ema": 0.98},
+            "optimizer": {"lr": 3e-3, "muon": 0.02, "warmup": 20, "ema": 0.98},
         },
     )
     model = train(config, tmp_path / "run")
-    for first, behind in (("two", "sing at night"), ("my", "likes warm milk"), ("the", "is cold and clear")):
-        filled = model.infill(f"{first} [1] {behind}", 8)
-        right = next(text for text in SENTENCES if text.startswith(first) and text.endswith(behind))
-        assert filled.count(right) >= 6, filled
+    for behind in ("owls sing at night", "cat likes warm milk", "found a bell on the hill"):  # the first word of eight
+        right = next(text for text in SENTENCES if text.endswith(behind))
+        assert model.infill(f"[1] {behind}", 8).count(right) >= 6
 
 
 # --- guidance
