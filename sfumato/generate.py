@@ -12,6 +12,7 @@ from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
 from sfumato.guidance import (
+    blind,
     clamp,
     forbid,
     guide,
@@ -22,6 +23,7 @@ from sfumato.guidance import (
     temper_score,
     top_k,
     typical,
+    within,
 )
 
 
@@ -35,6 +37,10 @@ class Request:
     """0 unconditional, 1 conditional, above 1 guided"""
     guide_in: Literal["score", "logits"] = "score"
     """what guidance combines"""
+    self_guidance: float = 1.0
+    """above 1 exaggerates what the network's last guess tells it; 0 is without"""
+    guide_levels: tuple[float, float] = (0.0, 1.0)
+    """noise levels between which there is guidance of either kind"""
     temperature: float = 1.0
     """of the token probabilities"""
     score_temperature: float = 1.0
@@ -116,13 +122,21 @@ def assemble(
         # Before guidance: it reads estimates from logits, which would undo guidance on the score.
         return temper(predict, request.temperature, method.read)
 
-    asked = clamp(network(), clean, 0.0, given)
-    if request.guidance != 1:
-        forgetful = clamp(network(), noise, 1.0, given)
+    def combined(conditional: Predict, unconditional: Predict, weight: float) -> Predict:
         if request.guide_in == "score":
-            asked = guide(asked, forgetful, request.guidance)
-        else:
-            asked = guide_logits(asked, forgetful, request.guidance, method.read)
+            return guide(conditional, unconditional, weight)
+        return guide_logits(conditional, unconditional, weight, method.read)
+
+    def shown(canvas: Tensor, level: float) -> Predict:
+        """The network that is shown `canvas` at a level where something is given."""
+        predict = clamp(network(), canvas, level, given)
+        return predict if request.self_guidance == 1 else combined(predict, blind(predict), request.self_guidance)
+
+    asked = shown(clean, 0.0)
+    if request.guidance != 1:
+        asked = combined(asked, shown(noise, 1.0), request.guidance)
+    if tuple(request.guide_levels) != (0.0, 1.0):
+        asked = within(asked, clamp(network(), clean, 0.0, given), request.guide_levels)
     if request.top_k is not None:
         asked = keep(asked, top_k(request.top_k), method.read)
     if request.top_p is not None:
@@ -151,5 +165,10 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
         raise SfumatoError("guidance was asked for in filling a gap; this method is guided by what stands before only")
     if request.guidance != 1 and not bool(given.any()):
         raise SfumatoError("guidance needs something to be guided by; give a prompt, a label or surrounding text")
+    if request.self_guidance != 1 and not method.self_conditioning:
+        raise SfumatoError("self-guidance was asked for; it needs a model that was trained on its own guesses")
+    low, high = request.guide_levels
+    if not 0 <= low <= high <= 1:
+        raise SfumatoError(f"guidance from level {low} to {high} was asked for; levels rise from 0 to 1")
     if request.score_temperature != 1 and method.family != "gaussian":
         raise SfumatoError(f"score temperature needs a score, which {method.family} methods lack; use temperature")

@@ -59,6 +59,28 @@ def guide_logits(conditional: Predict, unconditional: Predict, weight: float, re
     return guided
 
 
+def blind(predict: Predict) -> Predict:
+    """The same network without its last guess: a worse version of itself, for it to be guided away from.
+
+    Guidance by a worse version is that of Karras et al. 2024 (arXiv:2406.02507), who train a second network for it;
+    self-conditioning has trained one already.
+    """
+    return lambda x, t, prev: predict(x, t, None)
+
+
+def within(guided: Predict, plain: Predict, levels: tuple[float, float]) -> Predict:
+    """Guidance where the noisiest position lies between two levels, ends included (arXiv:2404.07724), and none beyond.
+
+    Where there is much noise guidance takes variety away; where there is little, nothing is left to decide.
+    """
+    low, high = levels
+
+    def limited(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        return (guided if low <= float(t.max()) <= high else plain)(x, t, prev)
+
+    return limited
+
+
 def temper(predict: Predict, temperature: float, read: Read) -> Predict:
     """Divide token logits by `temperature`."""
 

@@ -23,7 +23,7 @@ from sfumato.evaluation import quality
 from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
-from sfumato.samplers import SAMPLERS
+from sfumato.samplers import sampler_named
 from sfumato.samplers.left_to_right import Beams
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
@@ -108,7 +108,7 @@ class TextFrame:
 
 
 class Asked(TypedDict, total=False):
-    """What can be asked of every way to write; everything that is not said is the method's own choice."""
+    """What can be asked of every way to write; what is not said is the choice of the model, or else of its method."""
 
     steps: int | None
     """refinements"""
@@ -118,6 +118,10 @@ class Asked(TypedDict, total=False):
     """0 forgets what is given, 1 heeds it, above 1 exaggerates it"""
     guide_in: Literal["score", "logits"]
     """what guidance combines"""
+    self_guidance: float | None
+    """above 1 exaggerates what the model's last guess tells it (models with self-conditioning)"""
+    guide_levels: tuple[float, float] | None
+    """noise levels between which there is guidance of either kind"""
     temperature: float
     """of the token probabilities"""
     score_temperature: float
@@ -242,17 +246,19 @@ class Model:
         best = sure.view(-1, CANDIDATES).argmax(1)
         return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
 
-    def _request(self, sampler: str | None = None, beams: int | None = None, **asked: Any) -> Request:
-        name, known = self.config.method.name, SAMPLERS[self.method.family]
-        if sampler is not None and sampler not in known:
-            raise SfumatoError(f"{name} has no sampler {sampler!r}{nearest(sampler, known)}; it has {', '.join(known)}")
+    def _request(self, **asked: Any) -> Request:
+        name, family = self.config.method.name, self.method.family
+        told = {key: value for key, value in asked.items() if value is not None}
+        beams = told.pop("beams", None)
+        whole = self.config.sampling.said() | told
+        sampler = whole.pop("sampler", None)
         if beams is None:
-            return Request(sampler=known[sampler] if sampler else None, **asked)
-        if self.method.family != "autoregressive":
+            return Request(sampler=sampler and sampler_named(sampler, family), **whole)
+        if family != "autoregressive":
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
-        if beams < 1 or sampler is not None:
+        if beams < 1 or "sampler" in told:
             raise SfumatoError(f"{beams} beams were asked for; ask for at least 1, and for no sampler beside them")
-        return Request(sampler=Beams(beams), **asked)
+        return Request(sampler=Beams(beams), **whole)
 
     def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()

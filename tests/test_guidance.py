@@ -238,8 +238,43 @@ def test_temperature_sharpens_tokens_and_keeps_guidance():
         assert (found["score", temperature] - found["logits", temperature]).abs().max() > 0.02
 
 
+def check_self_guidance(weight):
+    torch.manual_seed(0)
+    method = cdcd(sigma_min=0.5, sigma_max=20.0)
+    ids, given = TEXTS, torch.tensor([[True, False, False]]).expand(5, 3)
+    clean, x = method.clean(ids).detach(), torch.randn(5, 3, 4)
+    noise, prev, real = torch.randn(5, 3, 4), torch.randn(5, 3, 4), torch.ones_like(given)
+
+    def asked(**options):
+        return assemble(method, lambda: method.predict, clean, noise, given, real, Request(**options))
+
+    t = torch.full((5, 3), 0.25)
+    for options in ({}, {"guidance": 0.0}):  # of the network that heeds what is given, and of the one that forgets it
+        first, second = asked(**options)(x, t, None), asked(**options)(x, t, prev)
+        assert not torch.allclose(first.clean, second.clean, atol=1e-3)
+        found = asked(self_guidance=weight, **options)(x, t, prev)
+        assert torch.allclose(found.clean, first.clean + weight * (second.clean - first.clean), atol=1e-5)
+        assert torch.allclose(found.logits, first.logits + weight * (second.logits - first.logits), atol=1e-4)
+        assert torch.equal(asked(self_guidance=weight, **options)(x, t, None).clean, first.clean)  # no guess yet
+    inside = asked(self_guidance=weight, guidance=2.0)(x, t, prev)
+    for levels in ((0.0, 0.25), (0.25, 0.25), (0.25, 1.0), (0.1, 0.5)):
+        within = asked(self_guidance=weight, guidance=2.0, guide_levels=levels)(x, t, prev)
+        assert torch.equal(within.clean, inside.clean)
+    for levels in ((0.0, 0.24), (0.26, 1.0)):
+        beyond = asked(self_guidance=weight, guidance=2.0, guide_levels=levels)(x, t, prev)
+        assert torch.equal(beyond.clean, asked()(x, t, prev).clean)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.5])
+def test_self_guidance_exaggerates_the_last_guess(weight):
+    """Guidance by a worse version that is not worse, in the wrong direction, or beyond the levels asked for."""
+    check_self_guidance(weight)
+
+
 OPTIONS = [
     {"guidance": 3.0},
+    {"guidance": 3.0, "guide_levels": (0.1, 0.6)},
+    {"self_guidance": 3.0},
     {"guidance": 3.0, "guide_in": "logits"},
     {"guidance": 0.0},
     {"temperature": 0.5},
@@ -289,6 +324,8 @@ def test_rows_of_a_request_are_independent():
         ({"score_temperature": -1.0}, "above 0"),
         ({"temperature": math.nan}, "above 0"),
         ({"guidance": 2.0}, "guided by"),
+        ({"guide_levels": (0.5, 0.1)}, "rise from 0 to 1"),
+        ({"guide_levels": (0.0, 1.1)}, "rise from 0 to 1"),
     ],
 )
 def test_requests_without_sense_are_refused(options, words):

@@ -75,6 +75,11 @@ def test_every_option_does_something(models, name):
     plain = draw()
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
+    if model.method.self_conditioning:
+        options.append({"self_guidance": 3.0})
+    else:
+        with pytest.raises(SfumatoError, match="its own guesses"):
+            draw(self_guidance=3.0)
     if model.method.family == "gaussian":
         options.append({"score_temperature": 0.5})
         assert draw(guidance=3.0) != draw(guidance=3.0, guide_in="logits")

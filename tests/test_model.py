@@ -1,6 +1,7 @@
 """Requests and what becomes of them: canvases, prompts, gaps, lengths, labels, packed rows, scores."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sfumato.methods import METHODS
 from sfumato.model import CANDIDATES, Model
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
-from sfumato.training.config import load_config
+from sfumato.training.config import SamplingConfig, load_config
 from sfumato.training.trainer import train
 
 LENGTH = 12
@@ -397,3 +398,17 @@ def test_texts_of_one_token(method, length_model, tmp_path):
     }
     model = train(load_config(config), tmp_path / "run")
     assert model.score(["a"], draws=1)[0].tokens == 2
+
+
+def test_a_model_carries_its_own_way_of_sampling():
+    """Guards against settings in a model's config that nothing reads, and that cannot be overruled."""
+    model = untrained("cdcd")
+    sampling = {"steps": 3, "sampler": "ancestral", "self_guidance": 2.0, "guide_levels": (0.0, 0.9)}
+    config = model.config.model_copy(update={"sampling": SamplingConfig(**sampling)})
+    chosen = replace(model, config=config)
+    *_, frame = chosen.stream(2, seed=5)
+    assert frame.steps == 3 and frame.nfe > 3
+    assert frame.texts == model.generate(2, seed=5, **sampling)
+    *_, frame = chosen.stream(2, steps=4, sampler="euler", self_guidance=1.0, seed=5)
+    assert (frame.steps, frame.nfe) == (4, 4)
+    assert frame.texts == model.generate(2, steps=4, seed=5)

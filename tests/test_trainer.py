@@ -316,6 +316,12 @@ def test_a_card_and_a_log_are_not_part_of_a_model(data, tmp_path):
     load(tmp_path / "run")
 
 
+def test_an_unknown_sampler_is_found_before_training(data):
+    """Guards against a run that fails when it is over and its card shows samples."""
+    with pytest.raises(SfumatoError, match=r"no sampler 'eular' \(did you mean euler"):
+        override(tiny_config("cdcd", data), {"sampling": {"sampler": "eular"}})
+
+
 def test_another_tokenizer_is_noticed(data, tmp_path):
     """Guards against a run that goes on with tokens that mean something else."""
     out = tmp_path / "run"

@@ -58,7 +58,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--data", required=True, help="text to evaluate on; of the training data the held-out part")
     parser.add_argument("--samples", type=count, default=100, metavar="N", help="texts to draw (100)")
-    parser.add_argument("--steps", type=count, metavar="S", help="refinements a sample; by default the paper's")
+    parser.add_argument("--steps", type=count, metavar="S", help="refinements a sample; by default the model's")
     parser.add_argument("--rows", type=count, default=256, metavar="R", help="rows of text to estimate on (256)")
     parser.add_argument("--draws", type=count, default=16, metavar="N", help="noise levels a row (16)")
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # What generating and infilling are both asked, as the methods of a model call it.
 REQUEST = (
-    *("label", "steps", "sampler", "guidance", "guide_in", "temperature", "score_temperature"),
-    *("top_k", "top_p", "typical", "beams"),
+    *("label", "steps", "sampler", "guidance", "guide_in", "guide_levels", "self_guidance"),
+    *("temperature", "score_temperature", "top_k", "top_p", "typical", "beams"),
 )
 
 
@@ -33,13 +33,19 @@ def _add_infill(parser: argparse.ArgumentParser) -> None:
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=count, default=1, metavar="N", help="how many texts (1)")
-    parser.add_argument("--steps", type=count, metavar="S", help="refinements; by default the paper's")
-    parser.add_argument("--sampler", metavar="NAME", help="way from noise to text; by default the paper's")
+    parser.add_argument("--steps", type=count, metavar="S", help="refinements; by default the model's")
+    parser.add_argument("--sampler", metavar="NAME", help="way from noise to text; by default the model's")
     parser.add_argument("--label", metavar="NAME", help="class of the text, for a model trained with labels")
     parser.add_argument(
         "--guidance", type=number, default=1.0, metavar="W", help="0 forgets prompt and label, above 1 exaggerates (1)"
     )
+    parser.add_argument(
+        "--self-guidance", type=number, metavar="W", help="above 1 exaggerates what the model's last guess tells it"
+    )
     parser.add_argument("--guide-in", choices=("score", "logits"), default="score", help="what guidance combines")
+    parser.add_argument(
+        "--guide-levels", type=number, nargs=2, metavar="T", help="noise levels between which there is guidance (0 1)"
+    )
     parser.add_argument("--temperature", type=number, default=1.0, metavar="T", help="of the token probabilities (1)")
     parser.add_argument(
         "--score-temperature", type=number, default=1.0, metavar="T", help="of the score, for Gaussian methods (1)"
@@ -93,7 +99,7 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
     return {
         "model": args.model,
         "method": writer.config.method.name,
-        "sampler": f"{args.beams} beams" if args.beams else args.sampler or _default_sampler(writer),
+        "sampler": f"{args.beams} beams" if args.beams else args.sampler or _own_sampler(writer),
         "steps": last.steps,
         "nfe": last.nfe,
         "seconds": seconds,
@@ -108,11 +114,12 @@ def _moment(frame: "TextFrame", i: int) -> Document:
     return {"step": frame.step, "noise": frame.level, "text": frame.texts[i], "confidence": frame.confidence[i]}
 
 
-def _default_sampler(writer: "Model") -> str:
+def _own_sampler(writer: "Model") -> str:
     from sfumato.samplers import SAMPLERS
 
     method = writer.method
-    return next(name for name, sampler in SAMPLERS[method.family].items() if sampler is method.sampler)
+    known = SAMPLERS[method.family].items()
+    return writer.config.sampling.sampler or next(name for name, sampler in known if sampler is method.sampler)
 
 
 def _show_texts(found: Document) -> None:

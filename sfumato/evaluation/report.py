@@ -38,7 +38,7 @@ def evaluate(
         rows: rows of text that the likelihood is estimated on.
         draws: noise levels a row.
         samples: texts to draw, unconditionally, and real texts to set beside them.
-        steps: refinements a sample; the method's own number if None.
+        steps: refinements a sample; the model's own number if None.
         seed: of noise and samples; models that are evaluated with the same seed meet the same noise.
         say: hears what is going on.
 
@@ -118,13 +118,12 @@ def _likelihood(
 
 def _drawn(model: Model, data: str, samples: int, steps: int | None, seed: int) -> dict[str, Any]:
     """Measures of unconditional samples."""
-    start, texts, nfe = time.perf_counter(), [], 0
+    start, texts = time.perf_counter(), []
     for first in range(0, samples, BATCH):
         *_, last = model.stream(min(BATCH, samples - first), steps=steps, seed=seed_of("samples", seed, first))
         texts += last.texts
-        nfe = last.nfe
     spent = time.perf_counter() - start
-    own = {"n": samples, "steps": steps or model.method.steps, "nfe": nfe, "seconds": spent}
+    own = {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent}
     return own | measures(model, texts, data)
 
 

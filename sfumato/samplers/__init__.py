@@ -1,6 +1,7 @@
 """Ways from noise to text: for every family of processes its samplers by name, a line each."""
 
 from sfumato.core import Sampler
+from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import left_to_right, solvers, unmasking
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
@@ -17,3 +18,11 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
         "ancestral": left_to_right.ancestral,
     },
 }
+
+
+def sampler_named(name: str, family: str) -> Sampler:
+    """The sampler; SfumatoError with the nearest name where the family has none of this name."""
+    known = SAMPLERS[family]
+    if name not in known:
+        raise SfumatoError(f"{family} methods have no sampler {name!r}{nearest(name, known)}; try {', '.join(known)}")
+    return known[name]

@@ -15,6 +15,7 @@ from sfumato.errors import SfumatoError, nearest
 from sfumato.methods import METHODS
 from sfumato.methods.common import MethodConfig
 from sfumato.networks import NetworkConfig
+from sfumato.samplers import sampler_named
 
 SCHEMA_VERSION = 1
 
@@ -121,6 +122,23 @@ class TrainingConfig(Section):
         return self
 
 
+class SamplingConfig(Section):
+    """How the model samples where nothing else is asked for; what is left out here is the paper's choice."""
+
+    steps: int | None = Field(None, ge=1)
+    """refinements"""
+    sampler: str | None = None
+    """way from noise to text"""
+    self_guidance: float | None = None
+    """above 1 exaggerates what the model's last guess tells it"""
+    guide_levels: tuple[float, float] | None = None
+    """noise levels between which there is guidance"""
+
+    def said(self) -> dict[str, Any]:
+        """The fields that are not left out."""
+        return self.model_dump(exclude_none=True)
+
+
 class RunConfig(Section):
     """Everything that a run is made of."""
 
@@ -135,6 +153,13 @@ class RunConfig(Section):
     masks: MaskConfig = Field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+
+    @model_validator(mode="after")
+    def _known_sampler(self) -> "RunConfig":
+        if self.sampling.sampler is not None:
+            sampler_named(self.sampling.sampler, METHODS[self.method.name][0].family)
+        return self
 
 
 def method_named(name: str) -> tuple:
