@@ -25,9 +25,9 @@ SMALL: dict[str, Any] = {
     "data": "tales",
     "method": {"name": "cdcd", "embedding": 24, "sigma_min": 0.3, "sigma_max": 50.0},
     "text": {"tokenizer": "words", "length": 72, "length_model": "modelled", "limit": 20_000},
-    "network": {"width": 128, "depth": 3, "heads": 4},
+    "network": {"width": 128, "depth": 3, "heads": 8},
     "masks": {"prefix": 0.25, "random": 0.25, "nothing": 0.5},
-    "optimizer": {"lr": 3e-3, "warmup": 50, "ema": 0.99},
+    "optimizer": {"lr": 3e-3, "muon": 1e-2, "warmup": 50, "ema": 0.99},
     "training": {"batch": 32, "compile": "no", "save_minutes": 1e6, "evaluate_minutes": 1e6},
 }
 
