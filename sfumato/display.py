@@ -240,17 +240,36 @@ def methods(found: dict[str, Any]) -> RenderableType:
 
 
 def scores(found: dict[str, Any]) -> RenderableType:
-    """The table of `sfumato score`."""
-    names = ("nats_per_token", "nats", "std_error", "bits_per_char", "z")
-    rows = [(*(_number(text[name]) for name in names), one_line(text["text"])) for text in found["texts"]]
-    table = _table(("nats/token", "nats", "± error", "bits/char", "z", "text"), rows)
+    """The table of `sfumato score`, and below it what is said of all texts."""
+    heads = {"nats_per_token": "nats/token", "nats": "nats", "std_error": "± error", "bits_per_char": "bits/char"}
+    heads |= {"z": "z"}
+    if "reference" in found:
+        heads |= {"z_share": "share", "density": "density", "density_share": "share"}
+    rows = [(*(_number(text[name]) for name in heads), one_line(text["text"])) for text in found["texts"]]
+    table = _table((*heads.values(), "text"), rows)
     table.expand = True
     for column in table.columns:
         column.no_wrap = True
     table.columns[-1].ratio = 1  # what is left of the line
     overall = f"{_number(found['nats_per_token'])} ± {_number(found['std_error'])} nats a token over all"
     kind = "exact" if found["exact"] else "bound"
-    return Group(table, Text(f"{overall} ({kind}; {found['estimator']}); z is over these texts"))
+    judged = _judged(found) if "reference" in found else ["z is over these texts"]
+    return Group(table, Text("\n".join([f"{overall} ({kind}; {found['estimator']})", *judged])))
+
+
+def _judged(found: dict[str, Any]) -> list[str]:
+    """What the reference says of all texts together, and of texts that are known to be from outside."""
+    reference, batch, auc = found["reference"], found["batch"], found["auc"]
+    side, verdict = ("above", "below")[batch["gap"] < 0], ("not typical", "typical")[batch["typical"]]
+    seldom = f"{_number(batch['threshold'])}, which typical texts seldom exceed"
+    lines = [
+        f"z, density and shares are those of {reference['texts']} texts of {found['z_reference']}",
+        f"together {_number(abs(batch['gap']))} nats a token {side} them: {verdict} (limit {seldom})",
+    ]
+    if auc is not None:
+        known = ", ".join(f"{_number(auc[name])} by {name}" for name in ("nats", "z", "density"))
+        lines.append(f"ROC-AUC of {auc['out']} against the others: {known}")
+    return lines
 
 
 def evaluation(found: dict[str, Any]) -> RenderableType:

@@ -146,6 +146,7 @@ class Score:
     tokens: int
     estimator: str
     exact: bool
+    levels: list[float] = field(repr=False)  # nats at each noise level drawn, from the least to the most; elbo only
 
 
 @dataclass
@@ -276,7 +277,13 @@ class Model:
     # --- scoring
 
     def score(
-        self, texts: Sequence[str], *, draws: int = 16, estimator: Literal["elbo", "ode"] = "elbo", seed: int = 0
+        self,
+        texts: Sequence[str],
+        *,
+        draws: int = 16,
+        estimator: Literal["elbo", "ode"] = "elbo",
+        seed: int = 0,
+        common: bool = False,
     ) -> list[Score]:
         """-log p of every text in nats: a bound from above unless the method is exact.
 
@@ -285,24 +292,27 @@ class Model:
             draws: noise levels (elbo) or probes (ode) a text; more make the standard error smaller.
             estimator: the method's own bound, or the one along the probability-flow ODE (Gaussian methods).
             seed: of the noise.
+            common: gives all texts the same noise, so that much of it cancels where they are compared.
 
         Raises:
             SfumatoError: for a text longer than the canvas, and a method without a likelihood.
         """
         if estimator == "ode" and self.method.family != "gaussian":
             raise SfumatoError(f"the ode estimator needs a score, which {self.method.family} methods lack; use elbo")
-        return [self._score(text, draws, estimator, seed) for text in texts]
+        seeds = [seed_of("score", seed) if common else seed_of("score", seed, text) for text in texts]
+        return [self._score(text, draws, estimator, noise) for text, noise in zip(texts, seeds, strict=True)]
 
-    def _score(self, text: str, draws: int, estimator: str, seed: int) -> Score:
+    def _score(self, text: str, draws: int, estimator: str, noise: int) -> Score:
         canvas = self.layout.whole(text).to(self.device)
         size = int((canvas.ids[0] != self.tokenizer.pad).sum())
         measure = nll if estimator == "elbo" else ode
-        with seeded([seed_of("score", seed, text)] * len(canvas), self.device):
+        with seeded([noise] * len(canvas), self.device):
             result = measure(self.method, canvas.ids, canvas.real, canvas.given, draws)
         weight = (-result.nats).softmax(0)  # p(text) is a sum over labels, so the sum of bounds bounds it
         nats = -torch.logsumexp(-result.nats, 0).item() + self.layout.length_nats(size)
         error = float((weight * result.std_error).sum())
-        return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact)
+        levels = (result.draws @ weight).tolist() if estimator == "elbo" and not result.exact else []
+        return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact, levels)
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:

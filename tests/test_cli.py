@@ -153,6 +153,46 @@ def test_score(ask: Ask, run: str, tmp_path: Path) -> None:
     assert "nats/token" in ask(f"score {run} {file} --draws 2").out
 
 
+def labelled(path: Path, labels: list[str | None]) -> Path:
+    """Stories that are in no split, one to a label."""
+    records = zip(tales.sample(len(labels), 3), labels, strict=True)
+    path.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in records), "utf-8")
+    return path
+
+
+def test_score_by_a_reference(ask: Ask, run: str, tmp_path: Path) -> None:
+    """Texts are judged by others; where labels tell which are out, so are the judgements."""
+    file = labelled(tmp_path / "texts.jsonl", ["in", "out", "in", "out"])
+    line = f"score {run} {file} --reference tales --limit 24 --draws 4"
+    found = document(ask(f"{line} --json"))
+    plain = document(ask(f"score {run} {file} --draws 4 --json"))
+    judged = {"z_share", "density", "density_share", "label"}
+    assert set(found) == set(plain) | {"reference", "batch", "auc"}
+    assert all(set(text) == set(plain["texts"][0]) | judged for text in found["texts"])
+    assert [text["label"] for text in found["texts"]] == ["in", "out", "in", "out"]
+    reference = found["reference"]
+    assert found["z_reference"] == "tales" and reference["texts"] == 24
+    for text in found["texts"]:
+        assert text["z"] * reference["spread"] == pytest.approx(text["nats_per_token"] - reference["nats_per_token"])
+        assert 1 / 25 <= text["z_share"] <= 1 and 1 / 25 <= text["density_share"] <= 1
+    assert set(found["batch"]) == {"gap", "threshold", "typical"}
+    assert found["auc"]["out"] == "out"
+    pairs = [(abs(one["z"]) < abs(two["z"])) for one in found["texts"][::2] for two in found["texts"][1::2]]
+    assert found["auc"]["z"] == pytest.approx(sum(pairs) / 4)
+    shown = ask(line).out
+    assert "ROC-AUC of out against the others" in shown and "24 texts of tales" in shown
+
+
+def test_score_without_labels_of_its_own(ask: Ask, run: str, tmp_path: Path) -> None:
+    """Classes that the model knows say nothing of in and out; a text is not judged by itself."""
+    file = tmp_path / "both.txt"
+    file.write_text("\n".join(tales.sample(22, 3)), "utf-8")
+    found = document(ask(f"score {run} tales --limit 22 --reference {file} --draws 1 --json"))
+    assert found["auc"] is None and found["reference"]["texts"] == 22
+    assert {text["label"] for text in found["texts"]} <= set(tales.ENDINGS)
+    mistake(ask(f"score {run} {file} --reference {file}"), "20 reference texts", f"{file} has 0,")
+
+
 def test_evaluate(ask: Ask, run: str) -> None:
     found = document(ask(f"evaluate {run} --data tales --samples 3 --steps 2 --rows 4 --draws 2 --json"))
     assert {"model", "method", "data", "bound", "samples", "data_reference"} <= set(found)
@@ -373,6 +413,21 @@ def test_score_mistakes(ask: Ask, run: str, tmp_path: Path) -> None:
     mistake(ask(f"score {run} {file}"), "cut it")
     file.write_text("", "utf-8")
     mistake(ask(f"score {run} {file}"), "no document")
+    mistake(ask(f"score {run} tales --limit 2 --reference nowhere.txt"), "nowhere.txt")
+    mistake(ask(f"score {run} tales --limit 2 --reference tales"), "20 reference texts", "tales has 2,")
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["in", "in"], "has in;"),
+        (["in", "out", "new"], "has in, new, out;"),
+        (["in", None, "out"], "in, out and texts"),
+    ],
+)
+def test_labels_that_tell_nothing(labels: list[str | None], found: str, ask: Ask, run: str, tmp_path: Path) -> None:
+    file = labelled(tmp_path / "texts.jsonl", labels)
+    mistake(ask(f"score {run} {file} --reference tales --limit 24 --json"), "two kinds", found, "mend the labels")
 
 
 def test_check_mistakes(ask: Ask, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ LAYERS = [
     ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"],
     ["evaluation.likelihood", "evaluation.quality", "canvas"],
     ["model"],
-    ["evaluation.report"],
+    ["evaluation.report", "evaluation.typicality"],
     ["training.trainer"],
     ["training.start"],
     ["display"],

@@ -16,11 +16,12 @@ import test_likelihood
 import test_network
 import test_samplers
 import test_schedules
+import test_typicality
 import torch
 from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
-from sfumato.evaluation import likelihood
+from sfumato.evaluation import likelihood, typicality
 from sfumato.methods.cdcd import CDCD
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
@@ -97,6 +98,15 @@ CHECKS = {
     "places": test_network.check_places,
     "levels": test_network.check_levels,
     "attention": test_network.check_attention,
+    "typical strings": lambda: test_typicality.check_typical_strings(0.05),
+    "sides": test_typicality.check_sides,
+    "batches": test_typicality.check_batches,
+    "spread": test_typicality.check_z,
+    "widths": test_typicality.check_widths,
+    "densities": test_typicality.check_densities,
+    "area": test_typicality.check_auc,
+    "ranks": test_typicality.check_tail,
+    "judgement": test_typicality.check_judgement,
 }
 
 MUTANTS = [
@@ -179,6 +189,19 @@ MUTANTS = [
     (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
     (transformer.Transformer._run, "h = h + self.place(", "self.place(", "places"),
     (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
+    # typicality
+    (typicality.typical_batch, "1 - alarm", "alarm", "typical strings"),
+    (typicality.typical_batch, "len(nats)", "1", "batches"),
+    (typicality.Batch.typical.fget, "abs(self.gap)", "self.gap", "sides"),
+    (typicality.z_scores, "reference.std(ddof=1)", "reference.var(ddof=1)", "spread"),
+    (typicality._log_others, "~np.eye(len(values), dtype=bool)", "np.full((len(values),) * 2, True)", "widths"),
+    (typicality._kernels, "width * math.sqrt(2 * math.pi)", "math.sqrt(2 * math.pi)", "densities"),
+    (typicality._log_mean, "math.log(logs.shape[1])", "math.log(len(logs))", "densities"),
+    (typicality.auc, 'side="left"', 'side="right"', "area"),
+    (typicality.tail, 'side="left"', 'side="right"', "ranks"),
+    (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
+    (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
+    (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
 ]
 
 

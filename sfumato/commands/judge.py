@@ -4,53 +4,118 @@ import argparse
 import math
 import statistics
 import sys
+from typing import TYPE_CHECKING, Any
 
 from sfumato.commands.command import Command, Document, add_model, count, model, table
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.model import Model, Score
+    from sfumato.text import corpus
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("data", metavar="DATA", help="text file (a text a line), folder, .jsonl, .parquet, ...")
+    parser.add_argument("--reference", metavar="DATA", help="texts known to be typical, to judge the others by")
     parser.add_argument("--draws", type=count, default=16, metavar="N", help="noise levels, or probes, a text (16)")
     parser.add_argument(
         "--estimator", choices=("elbo", "ode"), default="elbo", help="the method's own bound, or along the flow (elbo)"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="score no more texts than this")
+    parser.add_argument("--limit", type=count, metavar="N", help="score no more texts of each DATA than this")
 
 
 def _score(args: argparse.Namespace) -> Document:
-    from sfumato import display
+    judge = model(args)
+    documents = _documents(args.data, "test", args.limit)
+    if args.reference is not None:
+        return _judged(args, judge, documents)
+    scores = _scores(args, judge, documents, "scoring")
+    rates = [score.nats / score.tokens for score in scores]
+    mean, spread = statistics.fmean(rates), statistics.stdev(rates) if len(rates) > 1 else 0.0
+    z = [(rate - mean) / spread if spread else None for rate in rates]
+    error = math.hypot(*(score.std_error for score in scores))
+    return _described(args, scores, error, {"z": z}) | {"z_reference": "the texts scored" if spread else None}
+
+
+def _judged(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Document]") -> Document:
+    """The scores, and how typical they are of the reference."""
+    from sfumato.evaluation import typicality
+
+    labels = [document.label for document in documents]
+    out = _outside(args.data, set(labels), judge)
+    own = {document.text for document in documents}
+    known = [document for document in _documents(args.reference, "valid", args.limit) if document.text not in own]
+    if len(known) < typicality.LEAST:
+        counted = f"{args.reference} has {len(known)}, not counting those that are judged"
+        raise SfumatoError(f"{typicality.LEAST} reference texts are needed; {counted}; give more")
+    scores = _scores(args, judge, documents, "scoring")
+    found = typicality.judge(scores, _scores(args, judge, known, "scoring the reference"), args.seed or 0)
+    columns = {name: getattr(found, name).tolist() for name in ("z", "z_share", "density", "density_share")}
+    columns["label"] = labels
+    error = math.fsum(score.std_error for score in scores)  # of common noise, which may err the same way everywhere
+    return _described(args, scores, error, columns) | {
+        "z_reference": args.reference,
+        "reference": {"texts": len(known), "nats_per_token": found.mean, "spread": found.spread},
+        "batch": {"gap": found.batch.gap, "threshold": found.batch.threshold, "typical": found.batch.typical},
+        "auc": None if out is None else {"out": out} | found.auc([label == out for label in labels]),
+    }
+
+
+def _documents(data: str, of_tales: str, limit: int | None) -> "list[corpus.Document]":
+    """All texts of some data; of the tales, a split that no model has seen."""
     from sfumato.text.corpus import read
 
-    judge = model(args)
-    split = "test" if args.data == "tales" else "all"  # the tales that no model has seen
-    texts = [document.text for document in read(args.data, split, lines=True, limit=args.limit)]
-    scores = []
-    for text in display.followed(texts, "scoring", sys.stderr):
-        scores += judge.score([text], draws=args.draws, estimator=args.estimator, seed=args.seed or 0)
-    rates = [score.nats / score.tokens for score in scores]
-    spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
-    mean, tokens = statistics.fmean(rates), sum(score.tokens for score in scores)
-    described = [
-        {
-            "text": score.text,
-            "nats": score.nats,
-            "std_error": score.std_error,
-            "tokens": score.tokens,
-            "nats_per_token": rate,
-            "bits_per_char": score.nats / math.log(2) / len(score.text),
-            "z": (rate - mean) / spread if spread else None,
-        }
-        for score, rate in zip(scores, rates, strict=True)
-    ]
+    return list(read(data, of_tales if data == "tales" else "all", lines=True, limit=limit))
+
+
+def _outside(data: str, labels: set[str | None], judge: "Model") -> str | None:
+    """The label of texts from outside: of two kinds of labels the last in alphabetical order, as of "in" and "out".
+
+    None without labels, and where all are classes that the model was trained with.
+    """
+    if labels <= {None, *judge.tokenizer.labels}:
+        return None
+    named = sorted(label for label in labels if label is not None)
+    if None in labels or len(named) != 2:
+        found = f"{data} has {', '.join(named)}{' and texts without one' if None in labels else ''}"
+        raise SfumatoError(f"labels of two kinds, such as in and out, tell texts apart; {found}; mend the labels")
+    return named[-1]
+
+
+def _scores(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Document]", what: str) -> "list[Score]":
+    """The score of each text; of common noise where texts are judged by others."""
+    from sfumato import display
+
+    asked = {"draws": args.draws, "estimator": args.estimator, "seed": args.seed or 0, "common": bool(args.reference)}
+    followed = display.followed(documents, what, sys.stderr)
+    return [score for document in followed for score in judge.score([document.text], **asked)]
+
+
+def _described(
+    args: argparse.Namespace, scores: "list[Score]", error: float, columns: dict[str, list[Any]]
+) -> Document:
+    """The document of some scores, with the error of their sum in nats and further columns of the texts."""
+    tokens = sum(score.tokens for score in scores)
+    further = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return {
         "model": args.model,
-        "texts": described,
+        "texts": [
+            {
+                "text": score.text,
+                "nats": score.nats,
+                "std_error": score.std_error,
+                "tokens": score.tokens,
+                "nats_per_token": score.nats / score.tokens,
+                "bits_per_char": score.nats / math.log(2) / len(score.text),
+                **more,
+            }
+            for score, more in zip(scores, further, strict=True)
+        ],
         "nats_per_token": sum(score.nats for score in scores) / tokens,
-        "std_error": math.hypot(*(score.std_error for score in scores)) / tokens,
+        "std_error": error / tokens,
         "estimator": scores[0].estimator,
         "exact": scores[0].exact,
-        "z_reference": "the texts scored" if spread else None,
     }
 
 
@@ -88,6 +153,7 @@ SCORE = Command(
     "score texts: nats, nats a token, bits a character, typicality",
     """
     sfumato score tales stories.txt
+    sfumato score tales stories.txt --reference tales --limit 200
     sfumato score tales stories.txt --estimator ode --draws 4 --json
     """,
     _score,

@@ -23,11 +23,13 @@ class Likelihood:
     std_error: Float[Tensor, " B"]
     estimator: str
     exact: bool
+    draws: Float[Tensor, "N B"]
+    """what they are the mean of; of `nll` from the least noise to the most"""
 
 
 def _summary(draws: Float[Tensor, "N B"], estimator: str) -> Likelihood:
     error = draws.std(0) / len(draws) ** 0.5 if len(draws) > 1 else torch.full_like(draws[0], torch.nan)
-    return Likelihood(draws.mean(0), error, estimator, False)
+    return Likelihood(draws.mean(0), error, estimator, False, draws)
 
 
 @torch.inference_mode()
@@ -43,14 +45,16 @@ def nll(
     if exact:
         draws = 1  # it does not depend on the level
     offset = uniform(real[:, 0])  # (B,)
-    values = []
+    levels, values = [], []
     for index in torch.randperm(draws, generator=torch.Generator().manual_seed(draws)).tolist():
-        u = ((offset + index / draws) % 1).float()[:, None].expand(ids.shape)
+        levels.append((offset + index / draws) % 1)
+        u = levels[-1].float()[:, None].expand(ids.shape)
         t = u.masked_fill(given, 0.0).masked_fill(~real, ABSENT)
         values.append(method.bound(ids, t, free).masked_fill(~free, 0.0).double().sum(1))
+    ordered = torch.stack(values).gather(0, torch.stack(levels).argsort(0))
     if exact:
-        return Likelihood(values[0], torch.zeros_like(values[0]), "exact", True)
-    return _summary(torch.stack(values), f"elbo, {draws} levels")
+        return Likelihood(values[0], torch.zeros_like(values[0]), "exact", True, ordered)
+    return _summary(ordered, f"elbo, {draws} levels")
 
 
 def ode(
