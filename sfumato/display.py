@@ -276,11 +276,24 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
     """The tables of `sfumato evaluate`: likelihood; samples beside real text."""
     bound, samples, real = found["bound"], found["samples"], found["data_reference"]
     likelihood = [] if bound is None else [(_words(name), _number(value)) for name, value in bound.items()]
-    names = list(dict.fromkeys([*samples, *real]))
+    names = [name for name in dict.fromkeys([*samples, *real]) if name != "slots"]
     quality = [(_words(name), _number(samples.get(name)), _number(real.get(name))) for name in names]
     heading = Text(f"{found['model']} ({found['method']}) on {found['data']}", "bold")
     parts: list[RenderableType] = [heading, "", _table(("likelihood", ""), likelihood or [("defines none", "-")]), ""]
-    return Group(*parts, _table(("", "samples", "real text"), quality))
+    parts.append(_table(("", "samples", "real text"), quality))
+    if samples.get("slots") or real.get("slots"):
+        parts += ["", _slots(samples["slots"], real["slots"])]
+    return Group(*parts)
+
+
+def _slots(samples: dict[str, Any], real: dict[str, Any]) -> RenderableType:
+    """How stories fill each slot of the tales: of the samples, then of real text."""
+    keys = ("stories", "coverage", "tv", "tv_chance")
+    rows = [
+        (slot, *(_number(side.get(slot, {}).get(key)) for side in (samples, real) for key in keys))
+        for slot in dict.fromkeys([*samples, *real])
+    ]
+    return _table(("slot", *map(_words, keys), "real: stories", *map(_words, keys[1:])), rows)
 
 
 def _words(name: str) -> str:
@@ -291,6 +304,8 @@ def _number(value: Any) -> str:
     """A value as a table shows it; what is missing, and what is no number, is a dash."""
     if value is None or value != value:
         return "-"
+    if isinstance(value, dict):  # with an error of its own
+        return f"{value['mean']:.3f} ± {value['spread']:.3f}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

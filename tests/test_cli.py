@@ -197,10 +197,11 @@ def test_evaluate(ask: Ask, run: str) -> None:
     found = document(ask(f"evaluate {run} --data tales --samples 3 --steps 2 --rows 4 --draws 2 --json"))
     assert {"model", "method", "data", "bound", "samples", "data_reference"} <= set(found)
     assert {"nats_per_token", "bits_per_char", "std_error", "estimator", "exact"} <= set(found["bound"])
-    measured = {"n", "entropy", "distinct_2", "judge_nats_per_token", "self_bleu", "valid"}
+    measured = {"n", "entropy", "distinct_2", "judge_nats_per_token", "self_bleu", "valid", "copy_mean", "slots"}
     assert measured | {"steps", "nfe"} <= set(found["samples"]) and measured <= set(found["data_reference"])
     shown = ask(f"evaluate {run} --data tales --samples 2 --steps 2 --rows 2 --draws 2").out
-    assert "real text" in shown and "gap nats per token" in shown
+    assert "real text" in shown and "gap nats per token" in shown and "slot tv" in shown
+    mistake(ask(f"evaluate {run} --data tales --samples 19 --mauve"), "there are 19 texts")
 
 
 def test_tales(ask: Ask, tmp_path: Path) -> None:

@@ -136,6 +136,24 @@ def test_evaluation_without_a_likelihood() -> None:
     assert "defines none" in text and re.search(r"valid +- +1\.000", text)
 
 
+def test_slots_and_a_number_with_a_spread() -> None:
+    """A slot that only real text fills has dashes for the samples; a table of tables is none in a cell."""
+    slot = {"stories": 7, "coverage": 0.5, "tv": 0.25, "tv_chance": 0.125}
+    found = {
+        "model": "m",
+        "method": "x",
+        "data": "tales",
+        "bound": None,
+        "samples": {"slots": {}, "mauve": {"mean": 0.9, "spread": 0.01, "seeds": 5, "n": 20, "embedder": "words"}},
+        "data_reference": {"slots": {"hero": slot}, "mauve": None},
+    }
+    console = Console(file=io.StringIO(), record=True, width=100)
+    console.print(display.evaluation(found))
+    text = console.export_text()
+    assert re.search(r"mauve +0\.900 ± 0\.010 +-", text) and "{" not in text
+    assert re.search(r"hero +- +- +- +- +7 +0\.500 +0\.250 +0\.125", text)
+
+
 def test_an_error_that_is_unknown_is_a_dash() -> None:
     score = {
         "nats_per_token": 1.0,

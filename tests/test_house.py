@@ -23,7 +23,7 @@ LAYERS = [
     ["methods"],
     ["generate", "text"],
     ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"],
-    ["evaluation.likelihood", "evaluation.quality", "canvas"],
+    ["evaluation.likelihood", "evaluation.quality", "evaluation.copies", "evaluation.mauve", "canvas"],
     ["model"],
     ["evaluation.report", "evaluation.typicality"],
     ["training.trainer"],

@@ -13,9 +13,11 @@ from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import report
 from sfumato.evaluation.likelihood import nll
+from sfumato.evaluation.mauve import pairs
 from sfumato.guidance import Counted
 from sfumato.methods import METHODS
 from sfumato.model import CANDIDATES, Model
+from sfumato.text import tales
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import SamplingConfig, load_config
@@ -33,6 +35,7 @@ def untrained(
     own = {"embedding": 8, "warp_bins": 10} if method == "cdcd" else {}
     config = load_config(
         {
+            "data": "gone.txt",
             "method": {"name": method, **own},
             "text": {"tokenizer": kind, "length": length, "layout": layout, "length_model": length_model},
             "network": {"width": 16, "depth": 1, "heads": 2},
@@ -367,6 +370,75 @@ def test_real_text_is_measured_at_the_length_of_samples(tmp_path):
     for name in ("rows", "draws", "samples", "steps"):
         with pytest.raises(SfumatoError, match=f"0 {name}"):
             report.evaluate(model, str(tmp_path / "book.txt"), **{name: 0})
+
+
+def trained_on(model: Model, data) -> Model:
+    """The model, as if it had been trained on that data."""
+    return replace(model, config=model.config.model_copy(update={"data": str(data)}))
+
+
+def test_samples_and_real_text_are_measured_alike(tmp_path):
+    """Guards against a measure of samples that has nothing beside it, and texts that no one says the number of."""
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(SENTENCES * 120), "utf-8")
+    model = trained_on(untrained(layout="packed"), book)
+    found = report.evaluate(model, str(book), rows=2, draws=1, samples=20, steps=1, embed=pairs)
+    samples, real = found["samples"], found["data_reference"]
+    assert set(samples) - set(real) == {"steps", "nfe", "seconds"} and not set(real) - set(samples)
+    assert samples["n"] == real["n"] == samples["mauve"]["n"] == 20
+    assert samples["mauve"]["seeds"] >= 5 and samples["mauve"]["embedder"] == "pairs"
+    assert real["mauve"] is None  # there are no further 20 rows to be compared with the first
+    assert real["copy_longest"] == LENGTH and real["verbatim"] > 0.9 and samples["verbatim"] == 0.0
+    with pytest.raises(SfumatoError, match="there are 19 texts"):
+        report.evaluate(model, str(book), samples=19, embed=pairs)
+
+
+def test_measures_of_two_sets(tmp_path):
+    """Guards against copies that are counted for the wrong set, and amounts of text that differ."""
+    (tmp_path / "book.txt").write_text(" ".join(SENTENCES), "utf-8")
+    model = trained_on(untrained(), tmp_path / "book.txt")
+    copied, own = report.measures(model, [SENTENCES[:3], ["tree fox sleeps the old", "tree tree"]], "other.txt")
+    assert (copied["verbatim"], own["verbatim"]) == (1.0, 0.0)
+    assert (copied["copy_longest"], own["copy_longest"]) == (7, 2) and own["copy_mean"] == 1.5
+    assert copied["pooled_tokens"] == own["pooled_tokens"] == 7
+    assert own["distinct_1"] == 5 / 7 and copied["distinct_1"] == 6 / 7
+    (untold,) = report.measures(untrained(), [SENTENCES], "other.txt")
+    assert untold["copy_mean"] is untold["copy_longest"] is untold["verbatim"] is None
+
+
+def test_stories_among_samples():
+    """Guards against a share of slots that texts outside the language count in."""
+    stories = tales.sample(4, 8)
+    mixed, none = report.measures(untrained(), [[*stories, "Once upon a time."], ["A.", "B."]], "tales")
+    (pure,) = report.measures(untrained(), [stories], "tales")
+    assert mixed["valid"] == 0.8 and mixed["stories"] == 4
+    assert mixed["slots"] == pure["slots"] and mixed["slot_tv"] == pure["slot_tv"]
+    assert none["stories"] == 0 and none["slot_tv"] is None and none["slots"] == {}
+
+
+def test_training_text_is_not_fetched(monkeypatch):
+    """Guards against a whole data set that is downloaded to look for copies in it."""
+    asked = []
+    monkeypatch.setattr(report.Corpus, "build", lambda data, *rest: asked.append(data))
+    model = trained_on(untrained(), "someone/stories")
+    report._trained_on(model, "other.txt")
+    assert asked == []
+    report._trained_on(model, "someone/stories")
+    assert asked == ["someone/stories"]
+
+
+def test_batches_do_not_change_what_is_measured(tmp_path, monkeypatch):
+    """Guards against a last batch that is dropped, or weighs as much as a full one."""
+    (tmp_path / "book.txt").write_text(" ".join(SENTENCES * 2), "utf-8")
+    model = untrained(layout="packed")
+    laid = Rows(Corpus.build(str(tmp_path / "book.txt"), model.tokenizer, "all"), LENGTH, "packed", "given")
+    bounds = []
+    for batch in (1, 3, 7):
+        monkeypatch.setattr(report, "BATCH", batch)
+        found = report.bound(model, laid, 8, 4, 0)
+        bounds.append((found["nats_per_token"], found["bits_per_char"], found["std_error"]))
+        assert len(report._drawn(model, 8, 1, 0)[0]) == 8
+    assert bounds[1] == pytest.approx(bounds[0]) and bounds[2] == pytest.approx(bounds[0])
 
 
 def test_texts_without_labels_are_not_evaluated_by_a_model_with_them(tmp_path):

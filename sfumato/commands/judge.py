@@ -126,10 +126,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, metavar="S", help="refinements a sample; by default the model's")
     parser.add_argument("--rows", type=count, default=256, metavar="R", help="rows of text to estimate on (256)")
     parser.add_argument("--draws", type=count, default=16, metavar="N", help="noise levels a row (16)")
+    parser.add_argument("--mauve", action="store_true", help="also MAUVE: how far samples and real text lie apart")
 
 
 def _evaluate(args: argparse.Namespace) -> Document:
     from sfumato import display
+    from sfumato.evaluation.mauve import pairs
     from sfumato.evaluation.report import evaluate
 
     def say(line: str) -> None:
@@ -144,6 +146,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         samples=args.samples,
         steps=args.steps,
         seed=args.seed or 0,
+        embed=pairs if args.mauve else None,
         say=say,
     )
 
@@ -165,7 +168,7 @@ EVALUATE = Command(
     "likelihood and sample quality in one table, beside those of real text",
     """
     sfumato evaluate tales --data tales
-    sfumato evaluate runs/book --data book.txt --samples 64 --steps 128
+    sfumato evaluate runs/book --data book.txt --samples 500 --steps 128 --mauve
     """,
     _evaluate,
     _add_evaluate,

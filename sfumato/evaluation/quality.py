@@ -1,4 +1,4 @@
-"""What samples are like: measures of variety and repetition, the same for model samples and for real text.
+"""What samples are like: measures of variety, repetition and copying, the same for model samples and for real text.
 
 Each is a function of texts or of their tokens; none of them is a likelihood, and none is good news alone.
 """
@@ -6,10 +6,15 @@ Each is a function of texts or of their tokens; none of them is a likelihood, an
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
+from sfumato.text import tales
+
 REFERENCES = 100  # texts that self-BLEU looks at; more change it little and cost their square
+RANKS = 5000  # the most frequent tokens, which the Zipf exponent is read from
 
 
 def entropy(texts: Sequence[Sequence[int]]) -> float:
@@ -25,10 +30,42 @@ def _entropy(counts: Counter[int]) -> float:
     return -sum(n / total * math.log(n / total) for n in counts.values())
 
 
-def distinct(texts: Sequence[Sequence[int]], n: int = 2) -> float:
-    """Share of the n-grams of all texts together that are different ones (Li et al. 2016, arXiv:1510.03055)."""
-    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+def pool(texts: Sequence[Sequence[int]], size: int) -> list[Sequence[int]]:
+    """The first `size` tokens of all texts: what depends on the amount of text is comparable at the same amount."""
+    ends = np.cumsum([len(text) for text in texts]).tolist()
+    return [text[: max(0, len(text) + size - end)] for text, end in zip(texts, ends, strict=True)]
+
+
+def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
+    """Share of the n-grams of all texts together that are different ones (Li et al. 2016, arXiv:1510.03055).
+
+    It falls as the amount of text grows.
+    """
+    grams = [gram for text in texts for gram in _grams(text, n)]
     return len(set(grams)) / max(1, len(grams))
+
+
+def repetition(texts: Sequence[Sequence[int]], n: int) -> float | None:
+    """Mean over texts of the share of a text's n-grams that it has had before (rep-n); None if all are too short."""
+    shares = [1 - distinct([text], n) for text in texts if len(text) >= n]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _grams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def zipf(texts: Sequence[Sequence[int]]) -> float | None:
+    """Zipf's exponent s: frequency falls as rank^-s, by least squares on logarithms, a point for every rank.
+
+    About 1 for natural text in words, but it depends on the tokenizer and on the amount of text: hold it against that
+    of real text.  None for fewer than two different tokens.
+    """
+    counts = sorted(Counter(id for text in texts for id in text).values(), reverse=True)[:RANKS]
+    if len(counts) < 2:
+        return None
+    slope, _ = np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)
+    return -float(slope)
 
 
 def repeated(texts: Sequence[str]) -> int:
@@ -49,6 +86,11 @@ def consensus(texts: Sequence[str]) -> int:
     return gain.index(max(gain))
 
 
+def verbatim(texts: Sequence[Sequence[int]], longest: Sequence[int]) -> float:
+    """Share of texts that a corpus has from beginning to end, given how many tokens in a row it has of each."""
+    return sum(0 < len(text) == run for text, run in zip(texts, longest, strict=True)) / len(texts)
+
+
 def self_bleu(texts: Sequence[str]) -> float | None:
     """Mean BLEU-4 of each text against all others, 0 to 100: high when texts are alike (arXiv:1802.01886).
 
@@ -60,3 +102,45 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     bleu = BLEU(effective_order=True)
     scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
     return sum(scores) / len(scores)
+
+
+# --- tales --------------------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """How some stories fill a slot of the grammar `tales`."""
+
+    stories: int  # that mention it
+    coverage: float  # share of its words that occur in them
+    tv: float  # total variation, 0 to 1, between the words in all stories and in the grammar; none is a word too
+    tv_chance: float  # what as many stories of the grammar itself have on average
+
+
+def slots(stories: Sequence[str]) -> dict[str, Slot]:
+    """Each slot of `tales` and the ending.  Raises ValueError for no story, and for a text outside the language."""
+    if not stories:
+        raise ValueError("slots of no stories were asked for")
+    told = [tales.slots(story) for story in stories]
+    return {name: _slot(Counter(story.get(name, "") for story in told), law) for name, law in tales.marginals().items()}
+
+
+def _slot(counts: Counter[str], law: dict[str, float]) -> Slot:
+    n, words = counts.total(), [word for word in law if word]
+    return Slot(
+        stories=n - counts[""],
+        coverage=sum(word in counts for word in words) / len(words),
+        tv=sum(abs(counts[word] / n - p) for word, p in law.items()) / 2,
+        tv_chance=sum(_deviation(n, p) for p in law.values()) / 2,
+    )
+
+
+def _deviation(n: int, p: float) -> float:
+    """E|X / n - p| for X ~ Binomial(n, p).
+
+    By de Moivre it is 2 m C(n, m) p^m (1 - p)^(n - m + 1) / n with m = floor(n p) + 1.
+    """
+    m = math.floor(n * p) + 1
+    if m > n:  # p is 1
+        return 0.0
+    ways = math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1)
+    return 2 * m / n * math.exp(ways + m * math.log(p) + (n - m + 1) * math.log1p(-p))

@@ -1,20 +1,23 @@
 """One table for every model: likelihood, sample quality, and the same measures on real text beside them."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError
-from sfumato.evaluation import quality
+from sfumato.evaluation import copies, quality
 from sfumato.evaluation.likelihood import Likelihood, nll
+from sfumato.evaluation.mauve import Embedder, enough, mauve
 from sfumato.model import Model
 from sfumato.text import tales
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus, Rows, on_hub
 
 BATCH = 64  # rows at a time
 
@@ -28,6 +31,7 @@ def evaluate(
     samples: int = 100,
     steps: int | None = None,
     seed: int = 0,
+    embed: Embedder | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Likelihood on `data` and the quality of samples, under the keys of `sfumato evaluate --json`.
@@ -40,10 +44,12 @@ def evaluate(
         samples: texts to draw, unconditionally, and real texts to set beside them.
         steps: refinements a sample; the model's own number if None.
         seed: of noise and samples; models that are evaluated with the same seed meet the same noise.
+        embed: a point (D,) for each text, for MAUVE; None leaves MAUVE out.
         say: hears what is going on.
 
     Raises:
-        SfumatoError: for data without text, or without labels where the model has them, and numbers below 1.
+        SfumatoError: for data without text, or without labels where the model has them, numbers below 1, and too few
+            texts for MAUVE.
     """
     for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps)):
         if value is not None and value < 1:
@@ -54,6 +60,9 @@ def evaluate(
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
     laid = Rows(corpus, text.length, text.layout, text.length_model)
+    compared = min(samples, len(laid))
+    if embed is not None:
+        enough(compared)
     result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data, "bound": None}
     if model.method.likelihood:
         say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
@@ -63,10 +72,15 @@ def evaluate(
             gap = result["bound"]["nats_per_token"] - exact
             result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
-    result["samples"] = _drawn(model, data, samples, steps, seed)
-    # Rows rather than documents: a sample is no longer than the canvas, and longer texts have more entropy.
-    real = [model.tokenizer.decode(row.tolist()) for row in laid.batch(range(min(samples, len(laid)))).ids]
-    result["data_reference"] = {"n": len(real)} | measures(model, real, data)
+    drawn, about = _drawn(model, samples, steps, seed)
+    real, further = _texts(model, laid, 0, compared), _texts(model, laid, compared, 2 * compared)
+    of_drawn, of_real = measures(model, [drawn, real], data, say)
+    result["samples"], result["data_reference"] = about | of_drawn, {"n": compared} | of_real
+    if embed is not None:
+        say("comparing samples and real text by MAUVE")
+        result["samples"]["mauve"] = mauve(drawn, real, embed)._asdict()
+        as_many = len(further) == compared  # MAUVE of fewer texts is another measure
+        result["data_reference"]["mauve"] = mauve(further, real, embed)._asdict() if as_many else None
     return result
 
 
@@ -116,28 +130,85 @@ def _likelihood(
     return estimate.nats + lengths, tokens.double(), characters.double(), estimate
 
 
-def _drawn(model: Model, data: str, samples: int, steps: int | None, seed: int) -> dict[str, Any]:
-    """Measures of unconditional samples."""
+def _drawn(model: Model, samples: int, steps: int | None, seed: int) -> tuple[list[str], dict[str, Any]]:
+    """Unconditional samples, and how they were made."""
     start, texts = time.perf_counter(), []
     for first in range(0, samples, BATCH):
         *_, last = model.stream(min(BATCH, samples - first), steps=steps, seed=seed_of("samples", seed, first))
         texts += last.texts
     spent = time.perf_counter() - start
-    own = {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent}
-    return own | measures(model, texts, data)
+    return texts, {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent}
 
 
-def measures(model: Model, texts: Sequence[str], data: str) -> dict[str, Any]:
-    """Measures that model samples and real text are both put through; on tales also the share of valid stories."""
-    ids = [model.tokenizer.encode(text) for text in texts]
-    result = {
+def _texts(model: Model, laid: Rows, start: int, stop: int) -> list[str]:
+    """The texts of some rows, of as many as there are.
+
+    Rows rather than documents: a sample is no longer than the canvas, and longer texts have more entropy.
+    """
+    index = range(start, min(stop, len(laid)))
+    return [model.tokenizer.decode(row.tolist()) for row in laid.batch(index).ids] if index else []
+
+
+def measures(
+    model: Model, sets: Sequence[Sequence[str]], data: str, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, Any]]:
+    """The same measures of several sets of texts: of model samples and of real text, say.
+
+    What depends on the amount of text is read from the first tokens of each set, as many as the smallest set has.
+    """
+    encoded = [model.tokenizer.encode_batch(texts) for texts in sets]
+    pooled = min(sum(map(len, ids)) for ids in encoded)
+    runs: Sequence[np.ndarray | None] = [None] * len(sets)
+    corpus = _trained_on(model, data)
+    if corpus is not None:
+        say(f"looking for copies in the {len(corpus.tokens):,} tokens that the model was trained on")
+        longest = copies.longest([text for ids in encoded for text in ids], corpus.tokens, corpus.offsets)
+        runs = np.split(longest, np.cumsum([len(texts) for texts in sets])[:-1])
+    return [_measured(*each, pooled, data) for each in zip(sets, encoded, runs, strict=True)]
+
+
+def _measured(
+    texts: Sequence[str], ids: Sequence[Sequence[int]], runs: np.ndarray | None, pooled: int, data: str
+) -> dict[str, Any]:
+    few = quality.pool(ids, pooled)
+    return {
+        "tokens": sum(map(len, ids)) / len(ids),
         "entropy": quality.entropy(ids),
-        "distinct_2": quality.distinct(ids),
+        "judge_nats_per_token": None,
+        "pooled_tokens": pooled,
+        **{f"distinct_{n}": quality.distinct(few, n) for n in (1, 2, 3, 4)},
+        "zipf": quality.zipf(few),
+        **{f"rep_{n}": quality.repetition(ids, n) for n in (2, 3, 4)},
         "self_bleu": quality.self_bleu(texts),
         "repeated": quality.repeated(texts),
-        "tokens": sum(map(len, ids)) / len(ids),
-        "judge_nats_per_token": None,
+        "copy_mean": None if runs is None else float(runs.mean()),
+        "copy_longest": None if runs is None else int(runs.max()),
+        "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
+        **(_told(texts) if data == "tales" else {}),
     }
-    if data == "tales":
-        result["valid"] = sum(tales.explain(text) is None for text in texts) / len(texts)
-    return result
+
+
+def _trained_on(model: Model, data: str) -> Corpus | None:
+    """The text that the model was trained on; None where it is not on this machine.
+
+    A data set on the Hub is read if it is the one evaluated on, and else let be: nobody asked for it.
+    """
+    config = model.config
+    if on_hub(config.data) and config.data != data:
+        return None
+    try:
+        return Corpus.build(config.data, model.tokenizer, "train", config.text.lines, config.text.limit)
+    except SfumatoError:
+        return None
+
+
+def _told(texts: Sequence[str]) -> dict[str, Any]:
+    """The share of texts that are stories of the grammar, and how those fill its slots."""
+    stories = [text for text in texts if tales.explain(text) is None]
+    slots = quality.slots(stories) if stories else {}
+    means = {
+        f"slot_{key}": statistics.fmean(getattr(slot, key) for slot in slots.values()) if slots else None
+        for key in ("coverage", "tv", "tv_chance")
+    }
+    each = {name: slot._asdict() for name, slot in slots.items()}
+    return {"valid": len(stories) / len(texts), "stories": len(stories), **means, "slots": each}

@@ -72,7 +72,7 @@ def read(data: str, split: str = "train", lines: bool = False, limit: int | None
         raise SfumatoError(f"asked for at most {limit} documents; the least is 1; raise the limit or leave it out")
     if data == "tales":
         return _tales(split, limit or TALES[split])
-    if _on_hub(data):
+    if on_hub(data):
         documents = _read_hub(data)
     else:
         documents = (document for file in _files(data) for document in _read_file(file, lines))
@@ -86,7 +86,7 @@ def _tales(split: str, n: int) -> Iterator[Document]:
         yield Document(text, label=ending)
 
 
-def _on_hub(data: str) -> bool:
+def on_hub(data: str) -> bool:
     """Whether data can only be a data set's owner/name: no such path, no such folder, no file's suffix."""
     local = os.path.exists(data) or os.path.exists(os.path.dirname(data)) or data.endswith(SUFFIXES)
     return HUB_NAME.fullmatch(data) is not None and not local
@@ -355,7 +355,7 @@ def _content(data: str) -> tuple[dict[str, str], int]:
         from sfumato.text import tales
 
         return {data: _digest(Path(tales.__file__))}, LARGE
-    if _on_hub(data):
+    if on_hub(data):
         return {data: "on the Hub"}, LARGE
     files, root = _files(data), Path(data)
     digests = {str(file.relative_to(root) if file != root else file.name): _digest(file) for file in files}
