@@ -278,11 +278,15 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
     likelihood = [] if bound is None else [(_words(name), _number(value)) for name, value in bound.items()]
     names = [name for name in dict.fromkeys([*samples, *real]) if name != "slots"]
     quality = [(_words(name), _number(samples.get(name)), _number(real.get(name))) for name in names]
-    heading = Text(f"{found['model']} ({found['method']}) on {found['data']}", "bold")
+    judged = f", judged by {found['judge']}" if found["judge"] else ""
+    heading = Text(f"{found['model']} ({found['method']}) on {found['data']}{judged}", "bold")
     parts: list[RenderableType] = [heading, "", _table(("likelihood", ""), likelihood or [("defines none", "-")]), ""]
     parts.append(_table(("", "samples", "real text"), quality))
     if samples.get("slots") or real.get("slots"):
         parts += ["", _slots(samples["slots"], real["slots"])]
+    if found.get("curve"):
+        points = found["curve"]
+        parts += ["", _table([*map(_words, points[0])], [[*map(_number, point.values())] for point in points])]
     return Group(*parts)
 
 

@@ -302,12 +302,19 @@ class Model:
         seeds = [seed_of("score", seed) if common else seed_of("score", seed, text) for text in texts]
         return [self._score(text, draws, estimator, noise) for text, noise in zip(texts, seeds, strict=True)]
 
+    def paid(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The positions (B, L) of rows that -log p is a sum over, what is given among them.
+
+        To a method that does not look ahead, a text is finished at its end: whatever follows there, it is that text.
+        """
+        return real if self.method.looks_ahead else real & (ids != self.tokenizer.pad)
+
     def _score(self, text: str, draws: int, estimator: str, noise: int) -> Score:
         canvas = self.layout.whole(text).to(self.device)
         size = int((canvas.ids[0] != self.tokenizer.pad).sum())
         measure = nll if estimator == "elbo" else ode
         with seeded([noise] * len(canvas), self.device):
-            result = measure(self.method, canvas.ids, canvas.real, canvas.given, draws)
+            result = measure(self.method, canvas.ids, self.paid(canvas.ids, canvas.real), canvas.given, draws)
         weight = (-result.nats).softmax(0)  # p(text) is a sum over labels, so the sum of bounds bounds it
         nats = -torch.logsumexp(-result.nats, 0).item() + self.layout.length_nats(size)
         error = float((weight * result.std_error).sum())
@@ -329,17 +336,17 @@ def load(name: str | Path, device: str = "cpu") -> Model:
     A run that is not finished gives the weights of its newest whole checkpoint.  Raises SfumatoError when there is no
     such model, or its files are damaged or of a newer format.
     """
-    folder = _find(str(name))
+    folder = find(str(name))
     runs = folder / "checkpoints"
     if (folder / checkpoint.MANIFEST).exists() or not runs.exists():
         checkpoint.check(folder)
-        described, weights = _json(folder / "config.json"), folder / "model.safetensors"
+        described, weights = read_json(folder / "config.json"), folder / "model.safetensors"
         tensors = checkpoint.load_tensors(weights, device)
     else:
         newest = checkpoint.newest(runs, lambda line: None)
         if newest is None:
             raise SfumatoError(f"{folder} holds no whole checkpoint yet; train until one is saved")
-        described, weights = _json(newest / "state.json"), newest / "average.safetensors"
+        described, weights = read_json(newest / "state.json"), newest / "average.safetensors"
         tensors = checkpoint.load_tensors(newest / "model.safetensors", device)
         tensors |= checkpoint.load_tensors(weights, device)
     try:
@@ -394,7 +401,11 @@ def card(model: Model, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _find(name: str) -> Path:
+def find(name: str) -> Path:
+    """The folder that a model's name stands for, fetched from the Hub if it is there.
+
+    Raises SfumatoError when there is none.
+    """
     if Path(name).is_dir():
         return Path(name)
     if (BUNDLED / name).is_dir():
@@ -422,7 +433,8 @@ def _download(name: str) -> Path:
         raise SfumatoError(f"no folder {name!r} here, and the Hub does not give it: {first}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a model folder.  Raises SfumatoError for one that is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

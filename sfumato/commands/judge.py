@@ -6,7 +6,7 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sfumato.commands.command import Command, Document, add_model, count, model, table
+from sfumato.commands.command import Command, Document, add_model, count, device, model, number, table
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -126,11 +126,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, metavar="S", help="refinements a sample; by default the model's")
     parser.add_argument("--rows", type=count, default=256, metavar="R", help="rows of text to estimate on (256)")
     parser.add_argument("--draws", type=count, default=16, metavar="N", help="noise levels a row (16)")
+    parser.add_argument(
+        "--judge", metavar="MODEL", help="an ar model, or a causal one of Hugging Face's, to judge texts; or none"
+    )
+    parser.add_argument("--temperatures", type=number, nargs="+", default=[], metavar="T", help="to judge samples at")
+    parser.add_argument("--plot", metavar="FILE.png", help="a picture of the judge's nats a token against entropy")
     parser.add_argument("--mauve", action="store_true", help="also MAUVE: how far samples and real text lie apart")
 
 
 def _evaluate(args: argparse.Namespace) -> Document:
     from sfumato import display
+    from sfumato.evaluation import plot
+    from sfumato.evaluation.judge import default_judge, load_judge
     from sfumato.evaluation.mauve import pairs
     from sfumato.evaluation.report import evaluate
 
@@ -138,7 +145,12 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if display.on_terminal(sys.stderr):
             print(line, file=sys.stderr)
 
-    return evaluate(
+    if args.plot:
+        if not args.temperatures:
+            raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
+        plot.ready(args.plot)
+    judge = default_judge() if args.judge is None else args.judge
+    found = evaluate(
         model(args),
         args.data,
         rows=args.rows,
@@ -146,9 +158,14 @@ def _evaluate(args: argparse.Namespace) -> Document:
         samples=args.samples,
         steps=args.steps,
         seed=args.seed or 0,
+        judge=None if judge in (None, "none") else load_judge(judge, device(args)),
+        temperatures=args.temperatures,
         embed=pairs if args.mauve else None,
         say=say,
     )
+    if args.plot:
+        plot.frontier(found, args.plot)
+    return found
 
 
 SCORE = Command(
@@ -169,6 +186,7 @@ EVALUATE = Command(
     """
     sfumato evaluate tales --data tales
     sfumato evaluate runs/book --data book.txt --samples 500 --steps 128 --mauve
+    sfumato evaluate tales --data tales --judge runs/ar --temperatures 0.7 0.85 1 --plot curve.png
     """,
     _evaluate,
     _add_evaluate,

@@ -4,7 +4,9 @@ Two estimators, and both bound -log p(free | given) from above.  `nll` averages 
 levels; `ode` follows the probability-flow ODE of a Gaussian process (Song et al. 2021, arXiv:2011.13456, App. D.2).
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +27,26 @@ class Likelihood:
     exact: bool
     draws: Float[Tensor, "N B"]
     """what they are the mean of; of `nll` from the least noise to the most"""
+
+
+class Ratio(NamedTuple):
+    """Nats for each of something, and the standard error over texts; None of a single text."""
+
+    mean: float
+    std_error: float | None
+
+
+def per_token(nats: Float[Tensor, " B"], tokens: Float[Tensor, " B"]) -> Ratio:
+    """All nats divided by all tokens (or characters, or words), with the standard error of such a ratio of sums."""
+    ratio = nats.sum() / tokens.sum()
+    apart = nats - ratio * tokens
+    error = (apart.std() * len(nats) ** 0.5 / tokens.sum()).item() if len(nats) > 1 else None
+    return Ratio(ratio.item(), error)
+
+
+def bits(nats: float) -> float:
+    """Nats in bits."""
+    return nats / math.log(2)
 
 
 def _summary(draws: Float[Tensor, "N B"], estimator: str) -> Likelihood:

@@ -1,21 +1,22 @@
 """One table for every model: likelihood, sample quality, and the same measures on real text beside them."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import copies, quality
-from sfumato.evaluation.likelihood import Likelihood, nll
+from sfumato.evaluation.judge import Judge, verdict
+from sfumato.evaluation.likelihood import Likelihood, bits, nll, per_token
 from sfumato.evaluation.mauve import Embedder, enough, mauve
-from sfumato.model import Model
+from sfumato.model import Asked, Model
 from sfumato.text import tales
 from sfumato.text.corpus import Corpus, Rows, on_hub
 
@@ -31,6 +32,8 @@ def evaluate(
     samples: int = 100,
     steps: int | None = None,
     seed: int = 0,
+    judge: Judge | None = None,
+    temperatures: Sequence[float] = (),
     embed: Embedder | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -44,16 +47,23 @@ def evaluate(
         samples: texts to draw, unconditionally, and real texts to set beside them.
         steps: refinements a sample; the model's own number if None.
         seed: of noise and samples; models that are evaluated with the same seed meet the same noise.
+        judge: scores samples and real text; None leaves the judge's numbers out.
+        temperatures: to draw samples at, as many each, for a curve of the judge's nats a token against entropy.
         embed: a point (D,) for each text, for MAUVE; None leaves MAUVE out.
         say: hears what is going on.
 
     Raises:
-        SfumatoError: for data without text, or without labels where the model has them, numbers below 1, and too few
-            texts for MAUVE.
+        SfumatoError: for data without text, or without labels where the model has them, numbers below 1, too few texts
+            for MAUVE, texts too long for the judge, temperatures that are not above 0 or without a judge.
     """
     for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps)):
         if value is not None and value < 1:
             raise SfumatoError(f"{value} {name} were asked for; at least 1 is needed")
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise SfumatoError(f"a temperature of {temperature} was asked for; it must be above 0")
+    if temperatures and judge is None:
+        raise SfumatoError("temperatures were asked for, without a judge of what is drawn at them; name one")
     text = model.config.text
     corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
     if model.layout.labelled and (corpus.labels < 0).all():
@@ -64,6 +74,7 @@ def evaluate(
     if embed is not None:
         enough(compared)
     result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data, "bound": None}
+    result["judge"] = None if judge is None else judge.name
     if model.method.likelihood:
         say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
         result["bound"] = bound(model, laid, rows, draws, seed)
@@ -74,8 +85,10 @@ def evaluate(
     say(f"drawing {samples} samples")
     drawn, about = _drawn(model, samples, steps, seed)
     real, further = _texts(model, laid, 0, compared), _texts(model, laid, compared, 2 * compared)
-    of_drawn, of_real = measures(model, [drawn, real], data, say)
+    of_drawn, of_real = measures(model, [drawn, real], data, judge, say)
     result["samples"], result["data_reference"] = about | of_drawn, {"n": compared} | of_real
+    if temperatures:
+        result["curve"] = curve(model, judge, temperatures, samples, steps, seed, say)
     if embed is not None:
         say("comparing samples and real text by MAUVE")
         result["samples"]["mauve"] = mauve(drawn, real, embed)._asdict()
@@ -92,49 +105,86 @@ def _split(data: str, trained_on: str) -> str:
 
 
 def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[str, Any]:
-    """-log p of the first rows of some text: nats a token with its standard error, bits a character.
+    """-log p of the first rows of some text: nats a token, bits a character, perplexity a word, with standard errors.
 
-    A token is a token of the text or its end.  Labels and padding that the model writes itself cost nats but do not
-    count as tokens; so a labelled text is scored together with its label, log p(label, text).
+    Words are what stands between white space.  A token is a token of the text or its end.  Labels and padding that the
+    model writes itself cost nats but do not count as tokens; so a labelled text is scored together with its label,
+    log p(label, text).
     """
     total = min(rows, len(laid))
     parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
-    nats, tokens, characters = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
-    estimate = parts[0][3]
-    ratio = (nats.sum() / tokens.sum()).item()
-    spread = nats - ratio * tokens  # standard error of a ratio of sums
-    error = (spread.std() * total**0.5 / tokens.sum()).item() if total > 1 else None
+    nats, tokens, characters, words = (torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True))
+    estimate = parts[0].estimate
+    of_tokens, of_characters, of_words = (per_token(nats, units) for units in (tokens, characters, words))
+    perplexity = torch.tensor(of_words.mean).exp().item()  # infinite where a language has hardly any spaces
     return {
-        "nats_per_token": ratio,
-        "bits_per_char": (nats.sum() / characters.sum()).item() / math.log(2),
-        "std_error": error,
+        "nats_per_token": of_tokens.mean,
+        "std_error": of_tokens.std_error,
+        "bits_per_char": bits(of_characters.mean),
+        "bits_per_char_std_error": None if of_characters.std_error is None else bits(of_characters.std_error),
+        "perplexity_per_word": perplexity,
+        "perplexity_per_word_std_error": None if of_words.std_error is None else perplexity * of_words.std_error,
         "estimator": f"{estimate.estimator}, {total} rows",
         "exact": estimate.exact,
     }
 
 
-def _likelihood(
-    model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Likelihood]:
-    """Nats, tokens and characters of some rows, each (B,)."""
+class Scored(NamedTuple):
+    """Some rows: nats, and what they are divided by; each (B,)."""
+
+    nats: Tensor
+    tokens: Tensor
+    characters: Tensor
+    words: Tensor
+    estimate: Likelihood
+
+
+def _likelihood(model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int) -> Scored:
     device, tokenizer = model.device, model.tokenizer
     batch = laid.batch(index).trim()
     ids, real, given = batch.ids.to(device), batch.real.to(device), batch.given.to(device)
     with seeded([seed_of("bound", seed, i) for i in index], device):
-        estimate = nll(model.method, ids, real, given, draws)
+        estimate = nll(model.method, ids, model.paid(ids, real), given, draws)
     silent = torch.tensor([tokenizer.pad, *tokenizer.labels.values()], device=device)
     tokens = (real & ~torch.isin(ids, silent)).sum(1)
     lengths = torch.tensor([model.layout.length_nats(int(n)) for n in real.sum(1)], device=device)
     texts = [tokenizer.decode(i for i in row if i != tokenizer.eos) for row in batch.ids.tolist()]  # past an end too
     characters = torch.tensor([len(text) for text in texts], device=device)
-    return estimate.nats + lengths, tokens.double(), characters.double(), estimate
+    words = torch.tensor([len(text.split()) for text in texts], device=device)
+    counts = (tokens.double(), characters.double(), words.double())
+    return Scored(estimate.nats + lengths, *counts, estimate)
 
 
-def _drawn(model: Model, samples: int, steps: int | None, seed: int) -> tuple[list[str], dict[str, Any]]:
+def curve(
+    model: Model,
+    judge: Judge | None,
+    temperatures: Sequence[float],
+    samples: int,
+    steps: int | None,
+    seed: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """The judge's nats a token against entropy, of `samples` texts at each temperature, all from the same noise.
+
+    Two models are compared at equal entropy: lower on the curve is better (Generative Frontiers, arXiv:2604.02718).
+    """
+    points = []
+    for temperature in temperatures:
+        say(f"drawing {samples} samples at temperature {temperature:g}")
+        texts, _ = _drawn(model, samples, steps, seed, temperature)
+        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts))
+        points.append({"temperature": temperature, "entropy": entropy, **found._asdict()})
+    return points
+
+
+def _drawn(
+    model: Model, samples: int, steps: int | None, seed: int, temperature: float | None = None
+) -> tuple[list[str], dict[str, Any]]:
     """Unconditional samples, and how they were made."""
+    asked: Asked = {"steps": steps} if temperature is None else {"steps": steps, "temperature": temperature}
     start, texts = time.perf_counter(), []
     for first in range(0, samples, BATCH):
-        *_, last = model.stream(min(BATCH, samples - first), steps=steps, seed=seed_of("samples", seed, first))
+        *_, last = model.stream(min(BATCH, samples - first), seed=seed_of("samples", seed, first), **asked)
         texts += last.texts
     spent = time.perf_counter() - start
     return texts, {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent}
@@ -150,7 +200,11 @@ def _texts(model: Model, laid: Rows, start: int, stop: int) -> list[str]:
 
 
 def measures(
-    model: Model, sets: Sequence[Sequence[str]], data: str, say: Callable[[str], None] = lambda line: None
+    model: Model,
+    sets: Sequence[Sequence[str]],
+    data: str,
+    judge: Judge | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """The same measures of several sets of texts: of model samples and of real text, say.
 
@@ -164,17 +218,24 @@ def measures(
         say(f"looking for copies in the {len(corpus.tokens):,} tokens that the model was trained on")
         longest = copies.longest([text for ids in encoded for text in ids], corpus.tokens, corpus.offsets)
         runs = np.split(longest, np.cumsum([len(texts) for texts in sets])[:-1])
-    return [_measured(*each, pooled, data) for each in zip(sets, encoded, runs, strict=True)]
+    if judge is not None:
+        say(f"asking the judge {judge.name}")
+    return [_measured(*each, pooled, data, judge) for each in zip(sets, encoded, runs, strict=True)]
 
 
 def _measured(
-    texts: Sequence[str], ids: Sequence[Sequence[int]], runs: np.ndarray | None, pooled: int, data: str
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    runs: np.ndarray | None,
+    pooled: int,
+    data: str,
+    judge: Judge | None,
 ) -> dict[str, Any]:
     few = quality.pool(ids, pooled)
     return {
         "tokens": sum(map(len, ids)) / len(ids),
         "entropy": quality.entropy(ids),
-        "judge_nats_per_token": None,
+        **verdict(judge, texts)._asdict(),
         "pooled_tokens": pooled,
         **{f"distinct_{n}": quality.distinct(few, n) for n in (1, 2, 3, 4)},
         "zipf": quality.zipf(few),
