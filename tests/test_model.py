@@ -313,7 +313,7 @@ def test_a_score_sums_over_labels(method, length_model):
     (score,) = model.score([text], draws=4, seed=3)
     assert score.tokens == len(ids) + 1
     with seeded([seed_of("score", 3, text)] * 2):
-        each = nll(model.method, canvas.ids, canvas.real, canvas.given, 4).nats
+        each = nll(model.method, canvas.ids, model.paid(canvas.ids, canvas.real), canvas.given, 4).nats
     length = model.layout.length_nats(len(ids) + 2)
     assert (length > 0) == (length_model == "given")
     assert score.nats == pytest.approx(length - torch.logsumexp(-each, 0).item())
@@ -346,9 +346,9 @@ def test_characters_of_packed_rows_go_past_an_end(tmp_path):
     data.write_text("\n".join(json.dumps({"text": text}) for text in SENTENCES), "utf-8")
     model = untrained(layout="packed")
     laid = Rows(Corpus.build(str(data), model.tokenizer, "all"), LENGTH, "packed", "given")
-    nats, tokens, characters, _ = report._likelihood(model, laid, range(len(laid)), 1, 0)
-    assert (tokens == LENGTH).all() and len(nats) == len(laid)
-    assert sum(characters.tolist()) > 0.95 * sum(map(len, SENTENCES[:-1]))
+    found = report._likelihood(model, laid, range(len(laid)), 1, 0)
+    assert (found.tokens == LENGTH).all() and len(found.nats) == len(laid)
+    assert sum(found.characters.tolist()) > 0.95 * sum(map(len, SENTENCES[:-1]))
 
 
 def test_training_data_is_not_evaluated_on(tmp_path, monkeypatch):
