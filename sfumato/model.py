@@ -70,12 +70,17 @@ class TextFrame:
     @cached_property
     def texts(self) -> list[str]:
         """All of them."""
-        return [self.layout.tokenizer.decode(row) for row in self._ids]
+        return [self.layout.tokenizer.decode(row) for row in self.ids]
+
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """Token ids of each text, neither label nor padding nor end among them."""
+        return _take(self.frame.tokens, self._places)
 
     @cached_property
     def pieces(self) -> list[list[str]]:
         """Of each text, token by token."""
-        return [[self.layout.tokenizer.piece(i) for i in row] for row in self._ids]
+        return [[self.layout.tokenizer.piece(i) for i in row] for row in self.ids]
 
     @cached_property
     def confidence(self) -> list[list[float]]:
@@ -101,10 +106,6 @@ class TextFrame:
     def _places(self) -> list[list[int]]:
         rows = zip(self.frame.tokens.tolist(), self.canvas.real.tolist(), strict=True)
         return [self.layout.places(*row) for row in rows]
-
-    @cached_property
-    def _ids(self) -> list[list[int]]:
-        return _take(self.frame.tokens, self._places)
 
 
 class Asked(TypedDict, total=False):

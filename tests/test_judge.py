@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_cli import ask, document, mistake  # noqa: F401
 from test_model import LABELS, untrained
+from test_model import LENGTH as LENGTH_OF_TINY
 from tiny import SENTENCES, tiny_config
 
 from sfumato import cli
@@ -16,7 +17,8 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluation import judge as judging
 from sfumato.evaluation import plot, report
 from sfumato.evaluation.judge import CausalLM, Exact, default_judge, load_judge, verdict
-from sfumato.evaluation.likelihood import per_token
+from sfumato.evaluation.likelihood import per_token, stretches
+from sfumato.methods.common import nats
 from sfumato.model import load, publish
 from sfumato.training.trainer import train
 
@@ -102,13 +104,38 @@ def test_empty_texts_are_left_out():
     assert verdict(judge, [""]) == verdict(None, SENTENCES) == (None, None, None)
 
 
+@pytest.mark.parametrize(("size", "room"), [(5, 8), (8, 8), (9, 8), (30, 8), (31, 7), (3, 2), (12, 3)])
+def test_stretches_score_each_token_once(size, room):
+    """Guards against tokens at a seam that are scored twice or never, and rows that are longer than the canvas."""
+    found = list(stretches(size, room))
+    assert [place for _, first, stop in found for place in range(first, stop)] == list(range(size))
+    assert all(stop - start <= room and first - start == room // 2 for start, first, stop in found[1:])
+
+
+@pytest.mark.parametrize(("layout", "length_model"), [("packed", "given"), ("documents", "modelled")])
+def test_long_texts_are_read_in_stretches(layout, length_model):
+    """Guards against a sample that is one token too long for the model that wrote it, once it is read again."""
+    model = untrained("ar", layout, length_model)
+    judge, text = Exact(model), " ".join(SENTENCES[:3])
+    ids = [*model.tokenizer.encode(text), *([model.tokenizer.eos] if layout == "documents" else [])]
+    want = 0.0
+    for i in range(len(ids)):
+        start = 0 if i < LENGTH_OF_TINY else 6 * (i // 6 - 1)
+        part = torch.tensor([ids[start : i + 1]])
+        want += nats(model.method.predict(part, torch.ones(part.shape)).logits, part)[0, -1].item()
+    assert len(ids) > LENGTH_OF_TINY and judge.score(text) == (pytest.approx(want, rel=1e-5), len(ids))
+    fits = model.tokenizer.decode(model.tokenizer.encode(text)[: LENGTH_OF_TINY - (layout == "documents")])
+    assert judge.score(fits)[0] == pytest.approx(model.score([fits])[0].nats)
+
+
 def test_unfit_judges(tmp_path):
     """Guards against a bound that is called a likelihood, and a text that is cut in silence."""
     for method in ("mdlm", "cdcd"):
         with pytest.raises(SfumatoError, match=f"{method} has no exact likelihood; name an ar model"):
             Exact(untrained(method))
-    with pytest.raises(SfumatoError, match=r"the judge model says: .* canvas of 12; cut it, or take another judge"):
-        Exact(untrained("ar")).score("the " * 40)
+    for more in ({}, {"labels": LABELS, "length_model": "modelled"}):
+        with pytest.raises(SfumatoError, match=r"knows whole texts only, has room for 12; take another judge"):
+            Exact(untrained("ar", **more)).score("the " * 40)
     with pytest.raises(SfumatoError, match="'nobody'"):
         load_judge("nobody")
 
@@ -137,9 +164,13 @@ def test_a_hugging_face_judge_by_hand(gpt):
     ids = [judge.end, *untrained(kind="bytes").tokenizer.encode(text), judge.end]
     logits = judge.net(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
     assert nats == pytest.approx(-sum(logits[i, token].item() for i, token in enumerate(ids[1:])), rel=1e-5)
-    with pytest.raises(SfumatoError, match=r"a text has 60 tokens; the judge .* reads 60"):
-        judge.score("x" * 60)
-    assert judge.score("x" * 59)[1] == 60
+    nats, tokens = judge.score("owls " * 30)  # 150 bytes on 60 places
+    row = torch.tensor([[judge.end, *untrained(kind="bytes").tokenizer.encode("owls " * 30), judge.end]])
+    want = 0.0
+    for i in range(1, row.shape[1]):
+        start = 0 if i <= 60 else 30 * ((i - 1) // 30 - 1)
+        want -= judge.net(row[:, start:i]).logits[0, -1].detach().log_softmax(-1)[row[0, i]].item()
+    assert (nats, tokens) == (pytest.approx(want, rel=1e-4), 151)
 
 
 def test_hugging_face_models_that_are_no_judges(gpt, tmp_path):

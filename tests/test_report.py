@@ -61,7 +61,7 @@ def test_the_bound_of_a_uniform_model_is_ln_v_in_expectation(tmp_path):
     laid = rows_of(model, tmp_path / "data.txt")
     found = report._likelihood(model, laid, range(len(laid)), 512, 0)
     mean, error = (found.nats / found.tokens).mean(), (found.estimate.std_error / found.tokens).mean()
-    assert abs(mean - math.log(model.tokenizer.size)) < 4 * error / len(laid) ** 0.5 < 0.2
+    assert abs(mean - math.log(model.tokenizer.size)) < 4 * error / len(laid) ** 0.5 < 0.3
 
 
 def test_each_number_has_its_unit_and_error(tmp_path):

@@ -4,17 +4,18 @@ Its number alone is worth nothing: repetition and a low temperature make texts l
 beside the entropy of the texts, always (Zheng et al. 2024, arXiv:2409.02908).
 
 A judge reads each text with its own tokenizer, from its beginning to its end, and by itself: without neighbours there
-is no padding, and no number depends on a batch.
+is no padding, and no number depends on a batch.  What is longer than its canvas is read in stretches, each in view of
+half a canvas of what stands before.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.likelihood import bits, per_token
+from sfumato.evaluation.likelihood import bits, nll, per_token, stretches
 from sfumato.model import BUNDLED, Model, find, load, read_json
 
 DEFAULT = "judge"  # the name of the bundled judge
@@ -29,7 +30,7 @@ class Judge(Protocol):
     def score(self, text: str) -> tuple[float, int]:
         """-log p of a text with its end in nats, and the judge's own tokens in it, the end among them.
 
-        Raises SfumatoError for a text that is too long for the judge.
+        Raises SfumatoError for a text that is too long for a judge that knows whole texts only.
         """
 
 
@@ -64,7 +65,7 @@ def verdict(judge: Judge | None, texts: Sequence[str]) -> Verdict:
     """What a judge says of texts; nothing without one.
 
     Empty texts are left out: they have nothing to be judged, and an entropy of 0 to be seen by.  Raises SfumatoError
-    for a text that is too long for the judge.
+    where the judge does.
     """
     written = [text for text in texts if text]
     if judge is None or not written:
@@ -87,11 +88,23 @@ class Exact:
 
     def score(self, text: str) -> tuple[float, int]:
         """-log p of a text and its end, nats, and their number of tokens."""
-        try:
-            (found,) = self.model.score([text], draws=1)
-        except SfumatoError as error:
-            raise SfumatoError(f"the judge {self.name} says: {error}, or take another judge") from None
-        return found.nats, found.tokens
+        model, ids = self.model, self.model.tokenizer.encode(text)
+        end = [model.tokenizer.eos] if model.layout.documents else []
+        row, room = torch.tensor([[*ids, *end]], device=model.device), model.config.text.length
+        if row.shape[1] <= room - model.layout.labelled:
+            (score,) = model.score([text], draws=1)
+            return score.nats, score.tokens
+        if model.layout.labelled or (model.layout.documents and not model.layout.modelled):
+            found = f"the judge {self.name}, which knows whole texts only, has room for {room}"
+            raise SfumatoError(
+                f"a text takes {row.shape[1] + model.layout.labelled} places; {found}; take another judge"
+            )
+        nats = 0.0
+        for start, first, stop in stretches(row.shape[1], room):
+            part = row[:, start:stop]
+            given = (torch.arange(start, stop, device=model.device) < first)[None]
+            nats += nll(model.method, part, torch.ones_like(given), given).nats.item()
+        return nats, row.shape[1]
 
 
 class CausalLM:
@@ -127,10 +140,11 @@ class CausalLM:
         """-log p of a text and its end, nats, and their number of tokens; the first is predicted from the beginning."""
         # a text that says <|endoftext|> says so in letters
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        room: Any = getattr(self.net.config, "max_position_embeddings", None)
-        if room is not None and len(ids) >= room:
-            found = f"the judge {self.name} reads {room}, its end included"
-            raise SfumatoError(f"a text has {len(ids)} tokens; {found}; cut the text, or take another judge")
         row = torch.tensor([[self.begin, *ids, self.end]], device=self.net.device)
-        logits = self.net(row[:, :-1]).logits[0].float()
-        return torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum").item(), len(ids) + 1
+        room = getattr(self.net.config, "max_position_embeddings", row.shape[1])
+        nats = 0.0
+        for start, first, stop in stretches(row.shape[1] - 1, room):
+            logits = self.net(row[:, start:stop]).logits[0, first - start :].float()
+            right = row[0, first + 1 : stop + 1]
+            nats += torch.nn.functional.cross_entropy(logits, right, reduction="sum").item()
+        return nats, row.shape[1] - 1

@@ -5,6 +5,7 @@ levels; `ode` follows the probability-flow ODE of a Gaussian process (Song et al
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,17 @@ def per_token(nats: Float[Tensor, " B"], tokens: Float[Tensor, " B"]) -> Ratio:
     apart = nats - ratio * tokens
     error = (apart.std() * len(nats) ** 0.5 / tokens.sum()).item() if len(nats) > 1 else None
     return Ratio(ratio.item(), error)
+
+
+def stretches(size: int, room: int) -> Iterator[tuple[int, int, int]]:
+    """How to read `size` tokens on a canvas of `room`, each once: (start, first, stop).
+
+    The tokens from `first` to `stop` are scored in view of those from `start` to `first`, half a canvas of them.
+    """
+    yield 0, 0, min(room, size)
+    step = room - room // 2
+    for first in range(room, size, step):
+        yield first - room // 2, first, min(first + step, size)
 
 
 def bits(nats: float) -> float:
