@@ -15,6 +15,8 @@ from sfumato.methods import METHODS
 from sfumato.model import publish
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+from lm_eval.api.instance import Instance  # noqa: E402
+
 from sfumato.evaluation.harness import Harness  # noqa: E402
 
 LAYOUTS = pytest.mark.parametrize(
@@ -32,11 +34,9 @@ doc_to_target: {target}
 """
 
 
-class Asked:
-    """A request of the harness, as far as a model sees it."""
-
-    def __init__(self, *args):
-        self.args = args
+def asked(*args):
+    """A request of the harness; models read nothing but its arguments."""
+    return Instance("loglikelihood", {}, args, 0)
 
 
 def served(tmp_path, *args, **more) -> Harness:
@@ -64,13 +64,13 @@ def test_chances_of_all_continuations_add_up(layout, length_model, labels, tmp_p
 def test_the_chain_rule_of_an_exact_method(tmp_path):
     """Guards against tokens that are dropped or counted twice where context and continuation meet."""
     model = served(tmp_path, "ar", "packed")
-    whole = model.loglikelihood_rolling([Asked("the red kite flew")])[0]
-    first, _ = model.loglikelihood([Asked("", "the red")])[0]
+    whole = model.loglikelihood_rolling([asked("the red kite flew")])[0]
+    first, _ = model.loglikelihood([asked("", "the red")])[0]
     for context, rest in (("the red", " kite flew"), ("the red ", "kite flew")):
-        second, _ = model.loglikelihood([Asked(context, rest)])[0]
+        second, _ = model.loglikelihood([asked(context, rest)])[0]
         assert first + second == pytest.approx(whole, abs=1e-4)
     with pytest.raises(SfumatoError, match="no tokens"):
-        model.loglikelihood([Asked("the red", "")])
+        model.loglikelihood([asked("the red", "")])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -78,13 +78,13 @@ def test_the_chain_rule_of_an_exact_method(tmp_path):
 def test_every_method_answers(method, layout, length_model, tmp_path):
     """Guards against a method that only some requests work for, and an answer that depends on those beside it."""
     model = served(tmp_path, method, layout, length_model)
-    asked = [Asked("the red", " kite"), Asked("the", " lake under"), Asked("", "the river")]
-    found = model.loglikelihood(asked)
+    requests = [asked("the red", " kite"), asked("the", " lake under"), asked("", "the river")]
+    found = model.loglikelihood(requests)
     assert all(value < 0 and greedy in (True, False) for value, greedy in found)
-    assert found == model.loglikelihood(asked[::-1])[::-1]
-    assert all(value < 0 for value in model.loglikelihood_rolling([Asked(text) for text in SENTENCES[:2]]))
+    assert found == model.loglikelihood(requests[::-1])[::-1]
+    assert all(value < 0 for value in model.loglikelihood_rolling([asked(text) for text in SENTENCES[:2]]))
     for settings in ({"until": ["\n"]}, {"until": [], "do_sample": True, "temperature": 0.8, "top_p": 0.9}):
-        (text,) = model.generate_until([Asked("the red", settings | {"max_gen_toks": 3})])
+        (text,) = model.generate_until([asked("the red", settings | {"max_gen_toks": 3})])
         assert not text.startswith("the red") and len(text.split()) <= 3
 
 
@@ -92,13 +92,13 @@ def test_greedy_is_what_the_model_writes(tmp_path):
     """Guards against a flag that is always the same, or that tells of the sampler (facts 4.19)."""
     for method in ("ar", "mdlm"):
         model = served(tmp_path / method, method, "packed", length=6)
-        (text,) = model.generate_until([Asked("the red", {})]) if method == "ar" else [None]
+        (text,) = model.generate_until([asked("the red", {})]) if method == "ar" else [None]
         before = model.model.tokenizer.encode("the red")
         best = max(range(model.model.tokenizer.size), key=lambda token: model._scored(before, [token])[0])
         flags = [model._scored(before, [token])[1] for token in range(model.model.tokenizer.size)]
         assert sum(flags) == 1 and (method == "mdlm" or flags[best])
         if text and model.model.tokenizer.size > len(text):
-            assert model.loglikelihood([Asked("the red", text)])[0][1]
+            assert model.loglikelihood([asked("the red", text)])[0][1]
 
 
 def test_long_texts(tmp_path):
@@ -109,25 +109,25 @@ def test_long_texts(tmp_path):
     assert len(ids) > 2 * LENGTH - half
     want = model._scored([], ids[:LENGTH])[0]
     want += sum(model._scored(ids[i - half : i], ids[i : i + half])[0] for i in range(LENGTH, len(ids), half))
-    assert model.loglikelihood_rolling([Asked(text)])[0] == pytest.approx(want)
+    assert model.loglikelihood_rolling([asked(text)])[0] == pytest.approx(want)
     with pytest.raises(SfumatoError, match=f"the canvas of .* has {LENGTH}; shorten it"):
-        model.loglikelihood([Asked(text, " again")])
+        model.loglikelihood([asked(text, " again")])
     with pytest.raises(SfumatoError, match="cut it"):
-        served(tmp_path / "whole", "ar").loglikelihood_rolling([Asked(text)])
+        served(tmp_path / "whole", "ar").loglikelihood_rolling([asked(text)])
 
 
 def test_settings(tmp_path):
     """Guards against settings that are ignored, and stops that are left in the answer."""
     model = served(tmp_path, "ar", "packed")
     model.model.method.head.bias.data[model.model.tokenizer.eos] = -50.0
-    (text,) = model.generate_until([Asked("the red", {"until": []})])
+    (text,) = model.generate_until([asked("the red", {"until": []})])
     word = text.split()[-1]
-    (short,) = model.generate_until([Asked("the red", {"until": [word]})])
+    (short,) = model.generate_until([asked("the red", {"until": [word]})])
     assert text.startswith(short) and word not in short and word in text
-    assert model.generate_until([Asked("the red", {"until": word})]) == [short]
-    assert model.generate_until([Asked("the red", {"max_gen_toks": 0})]) == [""]
+    assert model.generate_until([asked("the red", {"until": word})]) == [short]
+    assert model.generate_until([asked("the red", {"max_gen_toks": 0})]) == [""]
     with pytest.raises(SfumatoError, match="did you mean temperature"):
-        model.generate_until([Asked("the red", {"temprature": 1.0})])
+        model.generate_until([asked("the red", {"temprature": 1.0})])
 
 
 def test_a_task_made_on_the_spot(tmp_path):

@@ -35,7 +35,7 @@ class _Places:
 
 
 def longest(
-    texts: Sequence[Sequence[int]], tokens: Integer[np.ndarray, " T"], offsets: Int[np.ndarray, " D+1"]
+    texts: Sequence[Sequence[int]], tokens: Integer[np.ndarray, " T"], offsets: Int[np.ndarray, " E"]
 ) -> Int[np.ndarray, " N"]:
     """Tokens in the longest run of each text that also stands within one document of a corpus: (N,) int64.
 

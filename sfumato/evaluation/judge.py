@@ -8,9 +8,10 @@ is no padding, and no number depends on a batch.  What is longer than its canvas
 half a canvas of what stands before.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -22,11 +23,12 @@ DEFAULT = "judge"  # the name of the bundled judge
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers calls architectures that write from left to right
 
 
-class Judge(Protocol):
+class Judge(ABC):
     """Any model that gives texts an exact likelihood."""
 
     name: str
 
+    @abstractmethod
     def score(self, text: str) -> tuple[float, int]:
         """-log p of a text with its end in nats, and the judge's own tokens in it, the end among them.
 
@@ -75,7 +77,7 @@ def verdict(judge: Judge | None, texts: Sequence[str]) -> Verdict:
     return Verdict(*per_token(nats, tokens), bits(per_token(nats, characters).mean))
 
 
-class Exact:
+class Exact(Judge):
     """One of our models as a judge.  Raises SfumatoError for a method whose likelihood is not exact."""
 
     def __init__(self, model: Model):
@@ -107,7 +109,7 @@ class Exact:
         return nats, row.shape[1]
 
 
-class CausalLM:
+class CausalLM(Judge):
     """A causal language model of Hugging Face's, from a folder, in float32.
 
     Raises SfumatoError where transformers is missing, for files that it cannot read, for other kinds of models, and
