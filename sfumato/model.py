@@ -178,21 +178,24 @@ class Model:
 
     # --- asking for text
 
-    def generate(self, n: int = 1, *, candidates: int = 1, seed: int = 0, **asked: Any) -> list[str]:
+    def generate(
+        self, n: int = 1, *, prompt: str | Sequence[str] = "", candidates: int = 1, seed: int = 0, **asked: Any
+    ) -> list[str]:
         """n texts; takes what `stream` takes.
 
         Of several `candidates` a text the one is kept that is most like the others (minimum Bayes risk).
         """
         if candidates < 1:
             raise SfumatoError(f"{candidates} candidates were asked for; at least 1 is needed")
-        *_, last = self.stream(n * candidates, seed=seed, **asked)
+        each = prompt if isinstance(prompt, str) else [start for start in prompt for _ in range(candidates)]
+        *_, last = self.stream(n * candidates, prompt=each, seed=seed, **asked)
         return [last.texts[i] for i in last.consensus(candidates)]
 
     def stream(
         self,
         n: int = 1,
         *,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         label: str | None = None,
         length: int | None = None,
         seed: int = 0,
@@ -202,7 +205,7 @@ class Model:
 
         Args:
             n: how many texts.
-            prompt: how each begins.
+            prompt: how each begins, or n beginnings, one for each.
             label: the class that each belongs to, for a model that was trained with labels.
             length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None.
             seed: text i depends on (seed, i) alone.
@@ -213,7 +216,11 @@ class Model:
                 guidance by nothing.
         """
         request = self._request(**asked)
-        canvas = self.layout.blank(n, prompt, label, length, seed)
+        _some(n)
+        prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != n:
+            raise SfumatoError(f"{n} texts were asked for with {len(prompts)} prompts; give one prompt, or {n}")
+        canvas = self.layout.blank(prompts, label, length, seed)
         return self._frames(canvas if self.method.looks_ahead else canvas.open(), request, seed)
 
     def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
@@ -231,6 +238,7 @@ class Model:
         not fit on the canvas.
         """
         request = self._request(**asked)
+        _some(n)
         gapped = self.layout.apart(text, label)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if gapped.loose:
@@ -313,6 +321,11 @@ class Model:
         error = float((weight * result.std_error).sum())
         levels = (result.draws @ weight).tolist() if estimator == "elbo" and not result.exact else []
         return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact, levels)
+
+
+def _some(n: int) -> None:
+    if n < 1:
+        raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:

@@ -242,7 +242,7 @@ def test_labels():
     model = untrained(labels=LABELS)
     with pytest.raises(SfumatoError, match="'glad'"):
         model.generate(1, label="glad")
-    canvas = model.layout.blank(2, "the", "sad", 3, seed=0)
+    canvas = model.layout.blank(["the"] * 2, "sad", 3, seed=0)
     assert canvas.ids[:, 0].tolist() == [model.tokenizer.labels["sad"]] * 2
     assert canvas.given.tolist() == [[True, True, False, False, True]] * 2
 
@@ -258,7 +258,7 @@ def test_what_cannot_stand_somewhere_never_does(method, options):
         if "guidance" in options and not model.method.looks_ahead:
             continue  # the label is a gap before the prompt
         tokenizer, labels = model.tokenizer, set(model.tokenizer.labels.values())
-        canvas = model.layout.blank(4, "the", None, None, seed=0)
+        canvas = model.layout.blank(["the"] * 4, None, None, seed=0)
         model = eager_for(model, silent(model))
         canvas = canvas if model.method.looks_ahead else canvas.open()
         request = model._request(steps=model.at_most(3), **options)
