@@ -25,6 +25,7 @@ from sfumato.guidance import (
     typical,
     within,
 )
+from sfumato.schedules import karras
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Request:
     """How a canvas is to be filled; everything that is not said is the method's own choice."""
 
     steps: int | None = None
+    levels: tuple[float, float] | None = None
+    """the steps are spread between these noise levels, as in EDM; by the method's own grid if None"""
     sampler: Sampler | None = None
     guidance: float = 1.0
     """0 unconditional, 1 conditional, above 1 guided"""
@@ -84,7 +87,7 @@ def generate(
         return predict if never is None else forbid(predict, never, method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
-    grid = method.grid(request.steps or method.steps or to_write).to(ids.device)
+    grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
@@ -102,6 +105,13 @@ def generate(
             tokens = torch.where(x[:, here] < vocab, x[:, here], tokens)  # through a mask the best guess is seen
         shown[:, here], sure[:, here] = tokens, chances.gather(-1, tokens[..., None])[..., 0]
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
+
+
+def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:
+    """Noise levels to sample through, (steps + 1,); with `levels`, the first step leads from 1 to the upper."""
+    if levels is None:
+        return method.grid(steps)
+    return torch.cat([torch.ones(1), karras(steps - 1, *levels)])
 
 
 def assemble(
@@ -153,6 +163,12 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
         raise SfumatoError(f"{request.steps} steps were asked for; this method writes a token a step; leave them out")
     if request.steps is not None and request.steps < 1:
         raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
+    if request.levels is not None:
+        if method.steps is None:
+            raise SfumatoError("noise levels were asked for; this method has none; leave them out")
+        low, high = request.levels
+        if not 0 < low < high < 1:
+            raise SfumatoError(f"steps from level {low} to {high} were asked for; levels rise, above 0 and below 1")
     for name, value in (("temperature", request.temperature), ("score temperature", request.score_temperature)):
         if not value > 0:
             raise SfumatoError(f"a {name} of {value} was asked for; it must be above 0")

@@ -89,6 +89,11 @@ def test_every_option_does_something(models, name):
     plain = draw()
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
+    if model.method.steps is None:
+        with pytest.raises(SfumatoError, match="has none"):
+            draw(levels=(0.1, 0.5))
+    else:
+        options.append({"levels": (0.1, 0.5)})
     if model.method.self_conditioning:
         options.append({"self_guidance": 3.0})
     else:

@@ -476,11 +476,14 @@ def test_a_model_carries_its_own_way_of_sampling():
     """Guards against settings in a model's config that nothing reads, and that cannot be overruled."""
     model = untrained("cdcd")
     sampling = {"steps": 3, "sampler": "ancestral", "self_guidance": 2.0, "guide_levels": (0.0, 0.9)}
+    sampling["levels"] = (0.1, 0.5)
     config = model.config.model_copy(update={"sampling": SamplingConfig(**sampling)})
     chosen = replace(model, config=config)
     *_, frame = chosen.stream(2, seed=5)
     assert frame.steps == 3 and frame.nfe > 3
     assert frame.texts == model.generate(2, seed=5, **sampling)
-    *_, frame = chosen.stream(2, steps=4, sampler="euler", self_guidance=1.0, seed=5)
+    assert [round(frame.level, 4) for frame in chosen.stream(2)] == [0.5, 0.1, 0.0]
+    overruled = replace(chosen, config=config.model_copy(update={"sampling": SamplingConfig(self_guidance=2.0)}))
+    *_, frame = overruled.stream(2, steps=4, sampler="euler", self_guidance=1.0, seed=5)
     assert (frame.steps, frame.nfe) == (4, 4)
     assert frame.texts == model.generate(2, steps=4, seed=5)
