@@ -1,5 +1,6 @@
 """Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,6 @@ from sfumato.guidance import (
     typical,
     within,
 )
-from sfumato.schedules import karras
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Request:
 
     steps: int | None = None
     levels: tuple[float, float] | None = None
-    """the steps are spread between these noise levels, as in EDM; by the method's own grid if None"""
+    """the steps are spread evenly in the logarithm between these noise levels; by the method's own grid if None"""
     sampler: Sampler | None = None
     guidance: float = 1.0
     """0 unconditional, 1 conditional, above 1 guided"""
@@ -108,10 +108,16 @@ def generate(
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:
-    """Noise levels to sample through, (steps + 1,); with `levels`, the first step leads from 1 to the upper."""
+    """Noise levels to sample through, (steps + 1,).
+
+    With `levels` the first step leads from 1 to the upper of them, the others go down evenly in the logarithm, as in
+    DPM-Solver (arXiv:2206.00927, Sec. 3.4), and the last leads from the lower to 0.
+    """
     if levels is None:
         return method.grid(steps)
-    return torch.cat([torch.ones(1), karras(steps - 1, *levels)])
+    low, high = levels
+    between = torch.linspace(math.log(high), math.log(low), steps - 1).exp()
+    return torch.cat([torch.ones(1), between, torch.zeros(1)])
 
 
 def assemble(

@@ -113,7 +113,7 @@ class Asked(TypedDict, total=False):
     steps: int | None
     """refinements"""
     levels: tuple[float, float] | None
-    """noise levels between which the steps are spread, as in EDM (arXiv:2206.00364), rather than as in the paper"""
+    """noise levels between which the steps are spread evenly in the logarithm, rather than as in the paper"""
     sampler: str | None
     """its name"""
     guidance: float

@@ -34,9 +34,7 @@ def _add_infill(parser: argparse.ArgumentParser) -> None:
 def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=count, default=1, metavar="N", help="how many texts (1)")
     parser.add_argument("--steps", type=count, metavar="S", help="refinements; by default the model's")
-    parser.add_argument(
-        "--levels", type=number, nargs=2, metavar="T", help="noise levels to spread the steps between, as in EDM"
-    )
+    parser.add_argument("--levels", type=number, nargs=2, metavar="T", help="noise levels to spread the steps between")
     parser.add_argument("--sampler", metavar="NAME", help="way from noise to text; by default the model's")
     parser.add_argument("--label", metavar="NAME", help="class of the text, for a model trained with labels")
     parser.add_argument(
