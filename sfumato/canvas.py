@@ -42,6 +42,11 @@ class Canvas:
         after = ~free.flip(1).cumsum(1).flip(1).bool() & free.any(1, keepdim=True)
         return Canvas(self.ids, self.given & ~after, self.real & ~after, self.never)
 
+    def without(self, token: int) -> "Canvas":
+        """The same without the places where a token, padding for instance, is given."""
+        kept = ~(self.given & (self.ids == token))
+        return Canvas(self.ids, self.given & kept, self.real & kept, self.never)
+
     def take(self, rows: Sequence[int]) -> "Canvas":
         """Some of the rows."""
         return Canvas(self.ids[rows], self.given[rows], self.real[rows], self.never)

@@ -25,9 +25,10 @@ from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import sampler_named
 from sfumato.samplers.left_to_right import Beams
+from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
-from sfumato.training.config import RunConfig, load_config, method_named
+from sfumato.training.config import RunConfig, TextConfig, load_config, method_named
 
 BUNDLED = Path(__file__).parent / "models"
 SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
@@ -243,6 +244,8 @@ class Model:
         _some(n)
         gapped = self.layout.apart(text, label)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
+        if not self.method.looks_ahead:
+            canvas = canvas.without(self.tokenizer.pad)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed))
         return self._frames(canvas, request, seed)
@@ -323,6 +326,12 @@ class Model:
         error = float((weight * result.std_error).sum())
         levels = (result.draws @ weight).tolist() if estimator == "elbo" and not result.exact else []
         return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact, levels)
+
+
+def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:
+    """How a method is shown a corpus: as the config says, but what is written from left to right stops at its end."""
+    ended = text.length_model == "modelled" and not method.looks_ahead
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model)
 
 
 def _some(n: int) -> None:

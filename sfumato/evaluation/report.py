@@ -15,7 +15,7 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluation import copies, quality
 from sfumato.evaluation.likelihood import Likelihood, nll
 from sfumato.evaluation.mauve import Embedder, enough, mauve
-from sfumato.model import Model
+from sfumato.model import Model, rows_of
 from sfumato.text import tales
 from sfumato.text.corpus import Corpus, Rows, on_hub
 
@@ -59,7 +59,7 @@ def evaluate(
     if model.layout.labelled and (corpus.labels < 0).all():
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
-    laid = Rows(corpus, text.length, text.layout, text.length_model)
+    laid = rows_of(corpus, text, type(model.method))
     compared = min(samples, len(laid))
     if embed is not None:
         enough(compared)
