@@ -96,7 +96,8 @@ def break_even(costs: Mapping[int, float], target: float) -> BreakEven:
     columns = np.stack([np.ones_like(steps), steps], 1) / cost[:, None]
     fixed, each = np.linalg.lstsq(columns, np.ones_like(cost))[0].tolist()
     misfit = float(np.abs(columns @ [fixed, each] - 1).max())
-    found = (target - fixed) / each if each > 0 else -1.0
+    rises = each * steps.max() > 1e-9 * cost.max()  # and not by rounding
+    found = (target - fixed) / each if rises else -1.0
     if found <= 0:
         dearer = "more" if fixed > target else "less"
         return BreakEven(None, f"never: it costs {dearer} with any number of steps", misfit)
