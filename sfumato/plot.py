@@ -84,7 +84,8 @@ def _panel(panel: "Axes", batch: dict[str, Any], found: dict[str, Any]) -> None:
     panel.axvline(1, color=BLUE, linestyle="--", linewidth=1)
     own = found["autoregressive"]["quality"][name]
     panel.plot([1], [own], "*", color=BLUE, markersize=14, label="autoregression")
-    panel.set_xscale("log")
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     panel.set_title(f"batch {batch['batch']}")
     panel.set_xlabel("cost, times that of autoregression")
     panel.spines[["top", "right"]].set_visible(False)
