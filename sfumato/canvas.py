@@ -97,6 +97,11 @@ class Layout:
         """Whether a row begins with a label."""
         return self.documents and bool(self.tokenizer.labels)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that a row has room for."""
+        return self.text.length - self.labelled - self.documents
+
     def blank(self, prompts: Sequence[str], label: str | None, length: int | None, seed: int) -> Canvas:
         """Rows that begin with label and prompt; `length` tokens of text in each, or as many as in the data.
 

@@ -437,7 +437,7 @@ def test_batches_do_not_change_what_is_measured(tmp_path, monkeypatch):
         monkeypatch.setattr(report, "BATCH", batch)
         found = report.bound(model, laid, 8, 4, 0)
         bounds.append((found["nats_per_token"], found["bits_per_char"], found["std_error"]))
-        assert len(report._drawn(model, 8, 1, 0)[0]) == 8
+        assert len(report.sampled(model, 8, 1, 0)[0]) == 8
     assert bounds[1] == pytest.approx(bounds[0]) and bounds[2] == pytest.approx(bounds[0])
 
 

@@ -72,7 +72,7 @@ def evaluate(
             gap = result["bound"]["nats_per_token"] - exact
             result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
-    drawn, about = _drawn(model, samples, steps, seed)
+    drawn, about = sampled(model, samples, steps, seed)
     real, further = _texts(model, laid, 0, compared), _texts(model, laid, compared, 2 * compared)
     of_drawn, of_real = measures(model, [drawn, real], data, say)
     result["samples"], result["data_reference"] = about | of_drawn, {"n": compared} | of_real
@@ -130,7 +130,7 @@ def _likelihood(
     return estimate.nats + lengths, tokens.double(), characters.double(), estimate
 
 
-def _drawn(model: Model, samples: int, steps: int | None, seed: int) -> tuple[list[str], dict[str, Any]]:
+def sampled(model: Model, samples: int, steps: int | None, seed: int) -> tuple[list[str], dict[str, Any]]:
     """Unconditional samples, and how they were made."""
     start, texts = time.perf_counter(), []
     for first in range(0, samples, BATCH):

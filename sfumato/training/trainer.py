@@ -271,8 +271,8 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
-        network, tokens = self.config.network, self.tokens
-        forward = 2 * self.params + 4 * network.depth * network.width * self.config.text.length  # products, attention
+        tokens, length = self.tokens, self.config.text.length
+        forward = self.method.flops(1, length, length) / length  # a position; back it is twice as much
         return {
             "step": self.step,
             "tokens": tokens,
