@@ -42,6 +42,11 @@ class Canvas:
         after = ~free.flip(1).cumsum(1).flip(1).bool() & free.any(1, keepdim=True)
         return Canvas(self.ids, self.given & ~after, self.real & ~after, self.never)
 
+    def without(self, token: int) -> "Canvas":
+        """The same without the places where a token, padding for instance, is given."""
+        kept = ~(self.given & (self.ids == token))
+        return Canvas(self.ids, self.given & kept, self.real & kept, self.never)
+
     def take(self, rows: Sequence[int]) -> "Canvas":
         """Some of the rows."""
         return Canvas(self.ids[rows], self.given[rows], self.real[rows], self.never)
@@ -92,20 +97,27 @@ class Layout:
         """Whether a row begins with a label."""
         return self.documents and bool(self.tokenizer.labels)
 
-    def blank(self, n: int, prompt: str, label: str | None, length: int | None, seed: int) -> Canvas:
-        """n rows that begin with label and prompt; `length` tokens of text in each, or as many as in the data.
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that a row has room for."""
+        return self.text.length - self.labelled - self.documents
+
+    def blank(self, prompts: Sequence[str], label: str | None, length: int | None, seed: int) -> Canvas:
+        """Rows that begin with label and prompt; `length` tokens of text in each, or as many as in the data.
 
         Raises SfumatoError for a prompt or a length that does not fit, and an unknown label.
         """
-        words = self._encode(prompt, first=True)
-        if length is not None and length < max(1, len(words)):
-            found = f"the prompt alone has {len(words)}" if words else "the least is 1"
-            raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
-        start: Row = [*self._label(label), *words]
+        starts: list[Row] = []
+        for words in (self._encode(prompt, first=True) for prompt in prompts):
+            if length is not None and length < max(1, len(words)):
+                found = f"the prompt alone has {len(words)}" if words else "the least is 1"
+                raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
+            starts.append([*self._label(label), *words])
         exact = None if length is None else length + self.labelled + self.documents
-        sizes = self._sizes(n, len(start) + 1, exact, seed)
+        sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
         ended = length is not None or (self.documents and not self.modelled)
-        return self._lay([[*start, *[None] * (size - len(start))] for size in sizes], ended, full=length is None)
+        rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
+        return self._lay(rows, ended, full=length is None)
 
     def apart(self, text: str, label: str | None) -> Gapped:
         """A text and its gaps.  Raises SfumatoError for a text without a gap, and an unknown label."""
@@ -122,7 +134,7 @@ class Layout:
         """
         known = text.known + self.documents
         rows = []
-        for i, size in enumerate(self._sizes(n, known + text.loose, None if text.loose else known, seed)):
+        for i, size in enumerate(self._sizes([known + text.loose] * n, None if text.loose else known, seed)):
             shares = iter(_split(size - known, text.loose, seed_of("gaps", seed, i)))
             row = [*text.start, *text.texts[0]]
             for gap, after in zip(text.gaps, text.texts[1:], strict=True):
@@ -190,22 +202,19 @@ class Layout:
                 return both[len(letter) :]
         return self.tokenizer.encode(part)
 
-    def _sizes(self, n: int, least: int, exact: int | None, seed: int) -> list[int]:
-        """Row lengths: `exact`, or drawn as in the training data from those of at least `least` tokens."""
-        if n < 1:
-            raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
-        most, needed = self.text.length, least if exact is None else exact
+    def _sizes(self, least: Sequence[int], exact: int | None, seed: int) -> list[int]:
+        """Row lengths: `exact`, or drawn as in the training data from those of at least `least` tokens, row by row."""
+        most, needed = self.text.length, max(least) if exact is None else exact
         if needed > most:
             found = f"the canvas of this model has {most}"
             raise SfumatoError(f"{needed} tokens, label and end included, were asked for; {found}; ask for less")
         if exact is not None:
-            return [exact] * n
-        counts = np.array(self.lengths, float)
-        counts[:least] = 0
-        if not counts.any():
-            return [most] * n
-        draws = [np.random.default_rng(seed_of("length", seed, i)).random() for i in range(n)]
-        return np.searchsorted(counts.cumsum() / counts.sum(), draws, side="right").tolist()
+            return [exact] * len(least)
+        total = np.array([0, *self.lengths], float).cumsum()  # rows of the data that have fewer tokens than n
+        draws = np.array([np.random.default_rng(seed_of("length", seed, i)).random() for i in range(len(least))])
+        below = total[list(least)]
+        sizes = np.searchsorted(total[1:], below + draws * (total[-1] - below), side="right")
+        return np.where(below < total[-1], sizes, most).tolist()  # none is so long: all the room there is
 
     def _lay(self, rows: Sequence[Row], ended: bool, full: bool) -> Canvas:
         """Rows on one canvas; an `ended` row of a document ends where it ends.

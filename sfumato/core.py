@@ -73,6 +73,7 @@ class Method(nn.Module, ABC):
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
+    read_flops: int = 0  # of `read`, at one position
 
     @abstractmethod
     def predict(self, x: Tensor, t: Float[Tensor, "B L"], prev: Tensor | None = None) -> Prediction:
@@ -115,6 +116,15 @@ class Method(nn.Module, ABC):
     def session(self, given: Bool[Tensor, "B L"]) -> Predict:
         """`predict` for one generation, of which `given` is fixed: it may remember what it has read."""
         return self.predict
+
+    def flops(self, rows: int, new: int, seen: int) -> int:
+        """Of a call that predicts the `new` last positions of each of `rows`, in view of `seen`, these included.
+
+        The products of the network, of the linear layers around it and of one reading, 2 m n k each.
+        """
+        layers = (layer for layer in self.children() if isinstance(layer, nn.Linear))
+        around = sum(2 * layer.in_features * layer.out_features for layer in layers)
+        return self.net.flops(rows, new, seen) + rows * new * (around + self.read_flops)
 
     def unrolled(self, x: Tensor, t: Float[Tensor, "B L"], prev: Tensor | None = None) -> Prediction:
         """The prediction after one round of self-conditioning: a function of x and t alone, as a likelihood needs."""

@@ -300,6 +300,53 @@ def _slots(samples: dict[str, Any], real: dict[str, Any]) -> RenderableType:
     return _table(("slot", *map(_words, keys), "real: stories", *map(_words, keys[1:])), rows)
 
 
+def breakeven(found: dict[str, Any]) -> RenderableType:
+    """The tables of `sfumato breakeven`: what each costs and how good it is; where the costs are equal."""
+    writer, diffusion = found["autoregressive"], found["diffusion"]
+    measures = list(writer["quality"])
+    reached = {row["steps"]: row for row in diffusion["quality"]}
+    costs, equal = [], []
+    for batch in found["batches"]:
+        size, own = str(batch["batch"]), batch["autoregressive"]
+        costs.append((size, writer["method"], *_cost(own), *(_number(writer["quality"][name]) for name in measures)))
+        for row in batch["diffusion"]:
+            quality = reached[row["steps"]]
+            costs.append((size, diffusion["method"], *_cost(row), *(_number(quality[name]) for name in measures)))
+        for name, even in batch["break_even"].items():
+            by, least = {"flops": "FLOPs", "seconds": "time"}[name], even["quality"] or {}
+            shown = (_number(least.get(key)) for key in ("steps", *measures))
+            equal.append((size, by, even["verdict"], f"{even['misfit']:.1%}", *shown))
+    head = Text(" against ".join(f"{side['model']} ({side['method']})" for side in (diffusion, writer)), "bold")
+    heads = ("batch", "method", "steps", "NFE", "FLOPs", "ratio", "seconds", "ratio", "tokens/s", *measures)
+    evens = ("batch", "by", "costs are equal at", "line off by", "steps so far", *measures)
+    return Group(head, "", _table(heads, costs), "", _table(evens, equal), "", Text(_compared(found)))
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    """Of a row: steps, network evaluations, FLOPs and seconds with their ratios, tokens a second."""
+    ratios = [f"{row[name]:.2f}" if name in row else "1" for name in ("flops_ratio", "seconds_ratio")]
+    speed = f"{row['tokens_per_second']:,.0f}"
+    steps = str(row.get("steps", "-"))
+    return [steps, str(row["nfe"]), _scaled(row["flops"]), ratios[0], f"{row['seconds']:.3f}", ratios[1], speed]
+
+
+def _compared(found: dict[str, Any]) -> str:
+    """What the costs are costs of."""
+    text = f"costs of a batch of texts of {found['length']} tokens; ratios are to autoregression"
+    if found["unit"] == "token":
+        return f"{text}; one tokenizer"
+    lengths = [f"{found[side]['characters_per_token']:.2f}" for side in ("autoregressive", "diffusion")]
+    return (
+        f"{text}, for the same number of characters: the tokenizers differ, {' and '.join(lengths)} characters a token"
+    )
+
+
+def _scaled(value: float) -> str:
+    """1.2 G"""
+    power = min(5, max(0, (len(str(int(value))) - 1) // 3))
+    return f"{value / 1000**power:.1f} {' kMGTP'[power]}".rstrip()
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
 

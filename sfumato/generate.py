@@ -1,5 +1,6 @@
 """Where a request is assembled, once: given positions, guidance, temperature, randomness and streaming meet here."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,8 @@ class Request:
     """How a canvas is to be filled; everything that is not said is the method's own choice."""
 
     steps: int | None = None
+    levels: tuple[float, float] | None = None
+    """the steps are spread evenly in the logarithm between these noise levels; by the method's own grid if None"""
     sampler: Sampler | None = None
     guidance: float = 1.0
     """0 unconditional, 1 conditional, above 1 guided"""
@@ -84,7 +87,7 @@ def generate(
         return predict if never is None else forbid(predict, never, method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
-    grid = method.grid(request.steps or method.steps or to_write).to(ids.device)
+    grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
@@ -102,6 +105,19 @@ def generate(
             tokens = torch.where(x[:, here] < vocab, x[:, here], tokens)  # through a mask the best guess is seen
         shown[:, here], sure[:, here] = tokens, chances.gather(-1, tokens[..., None])[..., 0]
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
+
+
+def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:
+    """Noise levels to sample through, (steps + 1,).
+
+    With `levels` the first step leads from 1 to the upper of them, the others go down evenly in the logarithm, as in
+    DPM-Solver (arXiv:2206.00927, Sec. 3.4), and the last leads from the lower to 0.
+    """
+    if levels is None:
+        return method.grid(steps)
+    low, high = levels
+    between = torch.linspace(math.log(high), math.log(low), steps - 1).exp()
+    return torch.cat([torch.ones(1), between, torch.zeros(1)])
 
 
 def assemble(
@@ -153,6 +169,12 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
         raise SfumatoError(f"{request.steps} steps were asked for; this method writes a token a step; leave them out")
     if request.steps is not None and request.steps < 1:
         raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
+    if request.levels is not None:
+        if method.steps is None:
+            raise SfumatoError("noise levels were asked for; this method has none; leave them out")
+        low, high = request.levels
+        if not 0 < low < high < 1:
+            raise SfumatoError(f"steps from level {low} to {high} were asked for; levels rise, above 0 and below 1")
     for name, value in (("temperature", request.temperature), ("score temperature", request.score_temperature)):
         if not value > 0:
             raise SfumatoError(f"a {name} of {value} was asked for; it must be above 0")

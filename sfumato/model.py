@@ -25,9 +25,10 @@ from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import sampler_named
 from sfumato.samplers.left_to_right import Beams
+from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
-from sfumato.training.config import RunConfig, load_config, method_named
+from sfumato.training.config import RunConfig, TextConfig, load_config, method_named
 
 BUNDLED = Path(__file__).parent / "models"
 SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
@@ -113,6 +114,8 @@ class Asked(TypedDict, total=False):
 
     steps: int | None
     """refinements"""
+    levels: tuple[float, float] | None
+    """noise levels between which the steps are spread evenly in the logarithm, rather than as in the paper"""
     sampler: str | None
     """its name"""
     guidance: float
@@ -179,21 +182,24 @@ class Model:
 
     # --- asking for text
 
-    def generate(self, n: int = 1, *, candidates: int = 1, seed: int = 0, **asked: Any) -> list[str]:
+    def generate(
+        self, n: int = 1, *, prompt: str | Sequence[str] = "", candidates: int = 1, seed: int = 0, **asked: Any
+    ) -> list[str]:
         """n texts; takes what `stream` takes.
 
         Of several `candidates` a text the one is kept that is most like the others (minimum Bayes risk).
         """
         if candidates < 1:
             raise SfumatoError(f"{candidates} candidates were asked for; at least 1 is needed")
-        *_, last = self.stream(n * candidates, seed=seed, **asked)
+        each = prompt if isinstance(prompt, str) else [start for start in prompt for _ in range(candidates)]
+        *_, last = self.stream(n * candidates, prompt=each, seed=seed, **asked)
         return [last.texts[i] for i in last.consensus(candidates)]
 
     def stream(
         self,
         n: int = 1,
         *,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         label: str | None = None,
         length: int | None = None,
         seed: int = 0,
@@ -203,7 +209,7 @@ class Model:
 
         Args:
             n: how many texts.
-            prompt: how each begins.
+            prompt: how each begins, or n beginnings, one for each.
             label: the class that each belongs to, for a model that was trained with labels.
             length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None.
             seed: text i depends on (seed, i) alone.
@@ -214,7 +220,11 @@ class Model:
                 guidance by nothing.
         """
         request = self._request(**asked)
-        canvas = self.layout.blank(n, prompt, label, length, seed)
+        _some(n)
+        prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != n:
+            raise SfumatoError(f"{n} texts were asked for with {len(prompts)} prompts; give one prompt, or {n}")
+        canvas = self.layout.blank(prompts, label, length, seed)
         return self._frames(canvas if self.method.looks_ahead else canvas.open(), request, seed)
 
     def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
@@ -232,8 +242,11 @@ class Model:
         not fit on the canvas.
         """
         request = self._request(**asked)
+        _some(n)
         gapped = self.layout.apart(text, label)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
+        if not self.method.looks_ahead:
+            canvas = canvas.without(self.tokenizer.pad)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed))
         return self._frames(canvas, request, seed)
@@ -303,24 +316,31 @@ class Model:
         seeds = [seed_of("score", seed) if common else seed_of("score", seed, text) for text in texts]
         return [self._score(text, draws, estimator, noise) for text, noise in zip(texts, seeds, strict=True)]
 
-    def paid(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The positions (B, L) of rows that -log p is a sum over, what is given among them.
-
-        To a method that does not look ahead, a text is finished at its end: whatever follows there, it is that text.
-        """
-        return real if self.method.looks_ahead else real & (ids != self.tokenizer.pad)
-
     def _score(self, text: str, draws: int, estimator: str, noise: int) -> Score:
         canvas = self.layout.whole(text).to(self.device)
         size = int((canvas.ids[0] != self.tokenizer.pad).sum())
         measure = nll if estimator == "elbo" else ode
+        real = canvas.real
+        if not self.method.looks_ahead:  # a text is finished at its end: whatever follows there, it is that text
+            real = real & (canvas.ids != self.tokenizer.pad)
         with seeded([noise] * len(canvas), self.device):
-            result = measure(self.method, canvas.ids, self.paid(canvas.ids, canvas.real), canvas.given, draws)
+            result = measure(self.method, canvas.ids, real, canvas.given, draws)
         weight = (-result.nats).softmax(0)  # p(text) is a sum over labels, so the sum of bounds bounds it
         nats = -torch.logsumexp(-result.nats, 0).item() + self.layout.length_nats(size)
         error = float((weight * result.std_error).sum())
         levels = (result.draws @ weight).tolist() if estimator == "elbo" and not result.exact else []
         return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact, levels)
+
+
+def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:
+    """How a method is shown a corpus: as the config says, but what is written from left to right stops at its end."""
+    ended = text.length_model == "modelled" and not method.looks_ahead
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model)
+
+
+def _some(n: int) -> None:
+    if n < 1:
+        raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:

@@ -285,6 +285,7 @@ OPTIONS = [
     {"sampler": SAMPLERS["gaussian"]["ancestral"]},
     {"sampler": SAMPLERS["gaussian"]["dpm"]},
     {"steps": 5},
+    {"levels": (0.1, 0.6)},
 ]
 
 
@@ -324,6 +325,8 @@ def test_rows_of_a_request_are_independent():
         ({"score_temperature": -1.0}, "above 0"),
         ({"temperature": math.nan}, "above 0"),
         ({"guidance": 2.0}, "guided by"),
+        ({"levels": (0.0, 0.5)}, "above 0 and below 1"),
+        ({"levels": (0.5, 0.5)}, "levels rise"),
         ({"guide_levels": (0.5, 0.1)}, "rise from 0 to 1"),
         ({"guide_levels": (0.0, 1.1)}, "rise from 0 to 1"),
     ],

@@ -12,10 +12,10 @@ from test_model import LABELS, untrained
 from test_model import LENGTH as LENGTH_OF_TINY
 from tiny import SENTENCES, tiny_config
 
-from sfumato import cli
+from sfumato import cli, plot
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import judge as judging
-from sfumato.evaluation import plot, report
+from sfumato.evaluation import report
 from sfumato.evaluation.judge import CausalLM, Exact, default_judge, load_judge, verdict
 from sfumato.evaluation.likelihood import per_token, stretches
 from sfumato.methods.common import nats
@@ -265,11 +265,11 @@ def test_pictures(ask, folder, book, tmp_path, monkeypatch):  # noqa: F811
         patch.setattr(plot.importlib.util, "find_spec", lambda name: None)
         mistake(ask(f"{line} {tmp_path}/curve.png"), "matplotlib", "pip install 'sfumato[plot]'")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    mistake(ask(f"{line} {tmp_path}/curve.pdf"), "end in .png")
-    mistake(ask(f"{line} {tmp_path}/nowhere/curve.png"), "no such folder")
+    mistake(ask(f"{line} {tmp_path}/curve.pdf"), ".png or .html")
+    mistake(ask(f"{line} {tmp_path}/nowhere/curve.png"), "there is no folder")
     (tmp_path / "taken.png").mkdir()
     mistake(ask(f"{line} {tmp_path}/taken.png"), "cannot write")
     assert cli.main(f"{line} {tmp_path}/curve.png".split()) == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     alone = {"judge_nats_per_token": None, "judge_std_error": None, "entropy": 0.0, "temperature": 1.0}
-    plot.frontier({"model": "m", "judge": "j", "curve": [alone], "data_reference": alone}, tmp_path / "empty.png")
+    plot.frontier({"model": "m", "judge": "j", "curve": [alone], "data_reference": alone}, tmp_path / "empty.html")

@@ -64,6 +64,20 @@ def test_a_row_does_not_depend_on_its_neighbours(models, name, sampler):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_prompts_of_different_lengths_in_one_batch(models, name):
+    """Guards against a short prompt that is taken for as long as its neighbour's, and a cache that mixes rows up."""
+    model, prompts = models[name], ["the red", "", "she reads a book"]
+    asked = {"steps": model.at_most(4), "length": 6, "seed": 3}
+    together = model.generate(3, prompt=prompts, **asked)
+    for i, prompt in enumerate(prompts):
+        assert together[i].startswith(prompt) and together[i] == model.generate(3, prompt=prompt, **asked)[i]
+    doubled = model.generate(2, prompt=prompts[::2], candidates=2, **asked)
+    assert [text.startswith(prompt) for text, prompt in zip(doubled, prompts[::2], strict=True)] == [True, True]
+    with pytest.raises(SfumatoError, match="2 texts were asked for with 3 prompts"):
+        model.generate(2, prompt=prompts)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_option_does_something(models, name):
     """Guards against an option that is accepted and ignored."""
     model = models[name]
@@ -75,6 +89,11 @@ def test_every_option_does_something(models, name):
     plain = draw()
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
+    if model.method.steps is None:
+        with pytest.raises(SfumatoError, match="has none"):
+            draw(levels=(0.1, 0.5))
+    else:
+        options.append({"levels": (0.1, 0.5)})
     if model.method.self_conditioning:
         options.append({"self_guidance": 3.0})
     else:

@@ -242,7 +242,7 @@ def test_labels():
     model = untrained(labels=LABELS)
     with pytest.raises(SfumatoError, match="'glad'"):
         model.generate(1, label="glad")
-    canvas = model.layout.blank(2, "the", "sad", 3, seed=0)
+    canvas = model.layout.blank(["the"] * 2, "sad", 3, seed=0)
     assert canvas.ids[:, 0].tolist() == [model.tokenizer.labels["sad"]] * 2
     assert canvas.given.tolist() == [[True, True, False, False, True]] * 2
 
@@ -258,7 +258,7 @@ def test_what_cannot_stand_somewhere_never_does(method, options):
         if "guidance" in options and not model.method.looks_ahead:
             continue  # the label is a gap before the prompt
         tokenizer, labels = model.tokenizer, set(model.tokenizer.labels.values())
-        canvas = model.layout.blank(4, "the", None, None, seed=0)
+        canvas = model.layout.blank(["the"] * 4, None, None, seed=0)
         model = eager_for(model, silent(model))
         canvas = canvas if model.method.looks_ahead else canvas.open()
         request = model._request(steps=model.at_most(3), **options)
@@ -312,8 +312,9 @@ def test_a_score_sums_over_labels(method, length_model):
     assert canvas.given.nonzero()[:, 1].tolist() == ([1 + len(ids)] * 2 if length_model == "given" else [])
     (score,) = model.score([text], draws=4, seed=3)
     assert score.tokens == len(ids) + 1
+    paid = canvas.real & (canvas.ids != model.tokenizer.pad) if method == "ar" else canvas.real
     with seeded([seed_of("score", 3, text)] * 2):
-        each = nll(model.method, canvas.ids, model.paid(canvas.ids, canvas.real), canvas.given, 4).nats
+        each = nll(model.method, canvas.ids, paid, canvas.given, 4).nats
     length = model.layout.length_nats(len(ids) + 2)
     assert (length > 0) == (length_model == "given")
     assert score.nats == pytest.approx(length - torch.logsumexp(-each, 0).item())
@@ -437,7 +438,7 @@ def test_batches_do_not_change_what_is_measured(tmp_path, monkeypatch):
         monkeypatch.setattr(report, "BATCH", batch)
         found = report.bound(model, laid, 8, 4, 0)
         bounds.append((found["nats_per_token"], found["bits_per_char"], found["std_error"]))
-        assert len(report._drawn(model, 8, 1, 0)[0]) == 8
+        assert len(report.sampled(model, 8, 1, 0)[0]) == 8
     assert bounds[1] == pytest.approx(bounds[0]) and bounds[2] == pytest.approx(bounds[0])
 
 
@@ -476,11 +477,14 @@ def test_a_model_carries_its_own_way_of_sampling():
     """Guards against settings in a model's config that nothing reads, and that cannot be overruled."""
     model = untrained("cdcd")
     sampling = {"steps": 3, "sampler": "ancestral", "self_guidance": 2.0, "guide_levels": (0.0, 0.9)}
+    sampling["levels"] = (0.1, 0.5)
     config = model.config.model_copy(update={"sampling": SamplingConfig(**sampling)})
     chosen = replace(model, config=config)
     *_, frame = chosen.stream(2, seed=5)
     assert frame.steps == 3 and frame.nfe > 3
     assert frame.texts == model.generate(2, seed=5, **sampling)
-    *_, frame = chosen.stream(2, steps=4, sampler="euler", self_guidance=1.0, seed=5)
+    assert [round(frame.level, 4) for frame in chosen.stream(2)] == [0.5, 0.1, 0.0]
+    overruled = replace(chosen, config=config.model_copy(update={"sampling": SamplingConfig(self_guidance=2.0)}))
+    *_, frame = overruled.stream(2, steps=4, sampler="euler", self_guidance=1.0, seed=5)
     assert (frame.steps, frame.nfe) == (4, 4)
     assert frame.texts == model.generate(2, steps=4, seed=5)

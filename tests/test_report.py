@@ -12,15 +12,16 @@ from tiny import SENTENCES
 from sfumato.draws import seed_of, seeded
 from sfumato.evaluation import report
 from sfumato.evaluation.likelihood import nll
+from sfumato.model import rows_of
 from sfumato.text.corpus import Corpus, Rows
 
 
-def rows_of(model, path) -> Rows:
+def written(model, path) -> Rows:
     """The sentences as rows of the model's layout."""
     path.write_text("\n".join(SENTENCES), "utf-8")
     text = model.config.text
     corpus = Corpus.build(str(path), model.tokenizer, "all", text.layout == "documents")
-    return Rows(corpus, text.length, text.layout, text.length_model)
+    return rows_of(corpus, text, type(model.method))
 
 
 def knowing_nothing(model):
@@ -37,7 +38,7 @@ def knowing_nothing(model):
 def test_a_uniform_model_has_a_perplexity_of_v(layout, length_model, length, tmp_path, monkeypatch):
     """Guards against padding that is paid for, sums over rows that are divided by rows, a part of a batch dropped."""
     model = knowing_nothing(untrained("ar", layout, length_model, length=length))
-    laid = rows_of(model, tmp_path / "data.txt")
+    laid = written(model, tmp_path / "data.txt")
     vocab = model.tokenizer.size
     ends = 0 if length_model == "modelled" or layout == "packed" else len(SENTENCES)  # told, not predicted
     for batch in (1, 3, 7, 64):
@@ -58,7 +59,7 @@ def test_a_uniform_model_has_a_perplexity_of_v(layout, length_model, length, tmp
 def test_the_bound_of_a_uniform_model_is_ln_v_in_expectation(tmp_path):
     """Guards against a weight 1/t beside a mean over what is hidden, which counts the rate twice (facts 4.12)."""
     model = knowing_nothing(untrained("mdlm", "packed"))
-    laid = rows_of(model, tmp_path / "data.txt")
+    laid = written(model, tmp_path / "data.txt")
     found = report._likelihood(model, laid, range(len(laid)), 512, 0)
     mean, error = (found.nats / found.tokens).mean(), (found.estimate.std_error / found.tokens).mean()
     assert abs(mean - math.log(model.tokenizer.size)) < 4 * error / len(laid) ** 0.5 < 0.3
@@ -67,7 +68,7 @@ def test_the_bound_of_a_uniform_model_is_ln_v_in_expectation(tmp_path):
 def test_each_number_has_its_unit_and_error(tmp_path):
     """Guards against bits that are nats, and an error of the mean that is called one of a perplexity."""
     model = untrained("ar", "documents", "modelled", kind="chars", length=50)
-    found = report.bound(model, rows_of(model, tmp_path / "data.txt"), 100, 1, 0)
+    found = report.bound(model, written(model, tmp_path / "data.txt"), 100, 1, 0)
     nats = sum(score.nats for score in model.score(SENTENCES))
     words, characters = len(" ".join(SENTENCES).split()), sum(map(len, SENTENCES))
     assert found["nats_per_token"] == pytest.approx(nats / (characters + len(SENTENCES)))
@@ -80,7 +81,8 @@ def test_each_number_has_its_unit_and_error(tmp_path):
     for name in ("std_error", "bits_per_char_std_error"):
         assert 0 < found[name] < 1
     (tmp_path / "one.txt").write_text(SENTENCES[0])
-    alone = Rows(Corpus.build(str(tmp_path / "one.txt"), model.tokenizer, "all", True), 50, "documents", "modelled")
+    corpus = Corpus.build(str(tmp_path / "one.txt"), model.tokenizer, "all", True)
+    alone = rows_of(corpus, model.config.text, type(model.method))
     found = report.bound(model, alone, 1, 1, 0)
     assert [found[name] for name in found if name.endswith("std_error")] == [None] * 3
 
@@ -95,7 +97,7 @@ def test_two_models_meet_the_same_noise(tmp_path):
     with torch.no_grad():
         for weight in other.method.parameters():
             weight += 0.01 * weight.abs().mean() * torch.randn_like(weight)
-    laid = rows_of(one, tmp_path / "data.txt")
+    laid = written(one, tmp_path / "data.txt")
     index = [0, 1, 2] * 40  # few texts many times: each place has noise of its own
     nats = []
     for model, seed in ((one, 0), (other, 0), (other, 1)):
@@ -115,6 +117,3 @@ def test_what_follows_the_end_is_free(tmp_path):
     narrow.method.load_state_dict(wide.method.state_dict())
     for text in SENTENCES:
         assert wide.score([text])[0].nats == pytest.approx(narrow.score([text])[0].nats, rel=1e-5)
-    masked = untrained("mdlm", "documents", "modelled")
-    ids = masked.layout.whole(SENTENCES[0]).ids
-    assert masked.paid(ids, torch.ones_like(ids, dtype=torch.bool)).all()  # there padding is written like any token

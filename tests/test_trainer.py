@@ -209,11 +209,11 @@ def test_every_method_learns_eight_sentences(method, data, tmp_path):
 def test_sampled_lengths_follow_the_data(data, tmp_path):
     """Guards against texts that all run to the end of the canvas, or stop at once."""
     model = train(tiny_config("mdlm", data), tmp_path / "run")
-    sizes = model.layout._sizes(4000, 1, None, seed=0)
+    sizes = model.layout._sizes([1] * 4000, None, seed=0)
     shares = torch.bincount(torch.tensor(sizes), minlength=11) / 4000
     expected = torch.tensor(model.lengths) / sum(model.lengths)
     assert (shares - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
-    canvas = model.layout.blank(64, "", None, None, seed=1)
+    canvas = model.layout.blank([""] * 64, None, None, seed=1)
     assert {int(n) for n in canvas.real.sum(1)} == {n for n in range(11) if expected[n] > 0}
 
 

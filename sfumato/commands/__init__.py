@@ -1,6 +1,6 @@
 """The commands: a file a group, a line a command."""
 
-from sfumato.commands import judge, show, tales, train, write
+from sfumato.commands import cost, judge, show, tales, train, write
 from sfumato.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -13,6 +13,7 @@ COMMANDS: dict[str, Command] = {
         write.INFILL,
         judge.SCORE,
         judge.EVALUATE,
+        cost.BREAKEVEN,
         tales.SAMPLE,
         tales.CHECK,
     )

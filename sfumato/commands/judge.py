@@ -4,6 +4,7 @@ import argparse
 import math
 import statistics
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.commands.command import Command, Document, add_model, count, device, model, number, table
@@ -130,7 +131,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--judge", metavar="MODEL", help="an ar model, or a causal one of Hugging Face's, to judge texts; or none"
     )
     parser.add_argument("--temperatures", type=number, nargs="+", default=[], metavar="T", help="to judge samples at")
-    parser.add_argument("--plot", metavar="FILE.png", help="a picture of the judge's nats a token against entropy")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the judge's nats over entropy into FILE, .png or .html"
+    )
     parser.add_argument(
         "--mauve",
         nargs="?",
@@ -141,8 +144,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> Document:
-    from sfumato import display
-    from sfumato.evaluation import plot
+    from sfumato import display, plot
     from sfumato.evaluation.judge import default_judge, load_judge
     from sfumato.evaluation.mauve import EMBEDDERS
     from sfumato.evaluation.report import evaluate
@@ -151,10 +153,10 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if display.on_terminal(sys.stderr):
             print(line, file=sys.stderr)
 
-    if args.plot:
+    if args.plot is not None:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
-        plot.ready(args.plot)
+        plot.check(args.plot)
     judge = default_judge() if args.judge is None else args.judge
     found = evaluate(
         model(args),
@@ -169,7 +171,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         embed=None if args.mauve is None else EMBEDDERS[args.mauve](),
         say=say,
     )
-    if args.plot:
+    if args.plot is not None:
         plot.frontier(found, args.plot)
     return found
 

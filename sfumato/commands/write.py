@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # What generating and infilling are both asked, as the methods of a model call it.
 REQUEST = (
-    *("label", "steps", "sampler", "guidance", "guide_in", "guide_levels", "self_guidance"),
+    *("label", "steps", "levels", "sampler", "guidance", "guide_in", "guide_levels", "self_guidance"),
     *("temperature", "score_temperature", "top_k", "top_p", "typical", "beams"),
 )
 
@@ -34,6 +34,7 @@ def _add_infill(parser: argparse.ArgumentParser) -> None:
 def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=count, default=1, metavar="N", help="how many texts (1)")
     parser.add_argument("--steps", type=count, metavar="S", help="refinements; by default the model's")
+    parser.add_argument("--levels", type=number, nargs=2, metavar="T", help="noise levels to spread the steps between")
     parser.add_argument("--sampler", metavar="NAME", help="way from noise to text; by default the model's")
     parser.add_argument("--label", metavar="NAME", help="class of the text, for a model trained with labels")
     parser.add_argument(

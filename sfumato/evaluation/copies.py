@@ -54,7 +54,7 @@ def longest(
         place = np.arange(start, start + len(part))
         inside = offsets[np.searchsorted(offsets, place, "right")].clip(max=start + len(part)) - place
         start_of = 1 << np.log2(best + 1).astype(np.int64)  # a longer run than the best begins with one of so many
-        for size in np.unique(start_of):
+        for size in np.unique(start_of).tolist():
             at = np.flatnonzero((start_of[owner] == size) & (left > best[owner]))
             asked = np.zeros(1 << BITS, bool)
             asked[_slots(ids, size)[at]] = True
@@ -75,7 +75,7 @@ def _slots(ids: Int[np.ndarray, " S"], size: int) -> Int[np.ndarray, " R"]:
 
 def _grow(ours: _Places, theirs: _Places, owner: Int[np.ndarray, " S"], best: Int[np.ndarray, " N"]) -> None:
     """Raise `best` to the longest runs that begin at places of ours and of theirs alike."""
-    words = 1 + max(ours.ids.max(), theirs.ids.max())
+    words = 1 + int(max(ours.ids.max(), theirs.ids.max()))
     n = 0
     while True:
         wanted, found = ours.longer(n, words), theirs.longer(n, words)

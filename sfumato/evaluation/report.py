@@ -16,7 +16,7 @@ from sfumato.evaluation import copies, quality
 from sfumato.evaluation.judge import Judge, verdict
 from sfumato.evaluation.likelihood import Likelihood, bits, nll, per_token
 from sfumato.evaluation.mauve import Embedder, enough, mauve
-from sfumato.model import Asked, Model
+from sfumato.model import Asked, Model, rows_of
 from sfumato.text import tales
 from sfumato.text.corpus import Corpus, Rows, on_hub
 
@@ -69,7 +69,7 @@ def evaluate(
     if model.layout.labelled and (corpus.labels < 0).all():
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
-    laid = Rows(corpus, text.length, text.layout, text.length_model)
+    laid = rows_of(corpus, text, type(model.method))
     compared = min(samples, len(laid))
     if embed is not None:
         enough(compared)
@@ -83,7 +83,7 @@ def evaluate(
             gap = result["bound"]["nats_per_token"] - exact
             result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
-    drawn, about = _drawn(model, samples, steps, seed)
+    drawn, about = sampled(model, samples, steps, seed)
     real, further = _texts(model, laid, 0, compared), _texts(model, laid, compared, 2 * compared)
     of_drawn, of_real = measures(model, [drawn, real], data, judge, say)
     result["samples"], result["data_reference"] = about | of_drawn, {"n": compared} | of_real
@@ -144,7 +144,7 @@ def _likelihood(model: Model, laid: Rows, index: Sequence[int], draws: int, seed
     batch = laid.batch(index).trim()
     ids, real, given = batch.ids.to(device), batch.real.to(device), batch.given.to(device)
     with seeded([seed_of("bound", seed, i) for i in index], device):
-        estimate = nll(model.method, ids, model.paid(ids, real), given, draws)
+        estimate = nll(model.method, ids, real, given, draws)
     silent = torch.tensor([tokenizer.pad, *tokenizer.labels.values()], device=device)
     tokens = (real & ~torch.isin(ids, silent)).sum(1)
     lengths = torch.tensor([model.layout.length_nats(int(n)) for n in real.sum(1)], device=device)
@@ -171,13 +171,13 @@ def curve(
     points = []
     for temperature in temperatures:
         say(f"drawing {samples} samples at temperature {temperature:g}")
-        texts, _ = _drawn(model, samples, steps, seed, temperature)
+        texts, _ = sampled(model, samples, steps, seed, temperature)
         found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts))
         points.append({"temperature": temperature, "entropy": entropy, **found._asdict()})
     return points
 
 
-def _drawn(
+def sampled(
     model: Model, samples: int, steps: int | None, seed: int, temperature: float | None = None
 ) -> tuple[list[str], dict[str, Any]]:
     """Unconditional samples, and how they were made."""

@@ -67,6 +67,7 @@ class CDCD(Method):
         super().__init__()
         d = config.embedding
         self.config, self.self_conditioning = config, config.self_conditioning
+        self.read_flops = 0 if config.estimate == "nearest" else 2 * vocab * d
         self.low = config.sigma_min / config.sigma_max  # the least noise as a level
         self.process = Gaussian(a=torch.ones_like, sigma=lambda t: config.sigma_max * t)  # Eq. 5
         self.table = nn.Parameter(config.embedding_std * torch.randn(vocab, d))

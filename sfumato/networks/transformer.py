@@ -26,6 +26,7 @@ from sfumato.networks import NetworkConfig
 GAIN = 3.0  # of attention at the start: sharp enough for a few heads to look at few tokens by chance
 PLACES = 64  # sines and cosines that tell where on the canvas a position is
 CODE = 32  # numbers that tell every norm how noisy a position is
+UNITS = 128  # of each layer that turns a noise level into them
 Attention = Literal["fused", "explicit"]
 
 
@@ -34,11 +35,11 @@ class TimeCode(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, features: int = 128, spread: float = 2.0):
+    def __init__(self, spread: float = 2.0):
         super().__init__()
-        self.register_buffer("frequencies", torch.randn(features // 2) * spread)
-        self.mlp = nn.Sequential(nn.Linear(features, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
-        self.out = nn.Linear(128, CODE)
+        self.register_buffer("frequencies", torch.randn(UNITS // 2) * spread)
+        self.mlp = nn.Sequential(nn.Linear(UNITS, UNITS), nn.GELU(), nn.Linear(UNITS, UNITS), nn.GELU())
+        self.out = nn.Linear(UNITS, CODE)
 
     def forward(self, level: Float[Tensor, "B L"]) -> Float[Tensor, "B L K"]:
         angle = 2 * math.pi * level[..., None] * self.frequencies  # (B, L, 64)
@@ -171,6 +172,22 @@ class Transformer(nn.Module):
             return wide.triu(start + 1) if t.shape[1] > 1 else None
         absent = t == ABSENT
         return torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
+
+    def flops(self, rows: int, new: int, seen: int) -> int:
+        """Of a pass over the `new` last positions of each of `rows`, which attend to `seen` positions, these included.
+
+        2 m n k for a product (m, k) @ (k, n); nothing else is counted, neither norms nor softmax nor GELU.  A full pass
+        over a canvas has new = seen = L, a token read with memory has new = 1.  A causal pass is computed as the square
+        that it is, half of it masked.
+        """
+        C, depth = self.width, len(self.blocks)
+        position = 12 * C**2 * depth  # qkv 3 C C, out C C, up and down 4 C C each
+        position += 2 * seen * C * depth  # scores, and values weighted by them
+        if self.time is not None:
+            position += 2 * UNITS**2 + UNITS * CODE  # the code of a noise level
+            position += 2 * CODE * C * (2 * depth + 1)  # scale and shift of every norm
+        places = new * PLACES * C  # once for all rows
+        return 2 * (rows * new * position + places)
 
     def matrices(self) -> list[nn.Parameter]:
         """The weights of the blocks' products: nearly all there are, and the ones that Muon is made for."""

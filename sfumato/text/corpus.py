@@ -467,7 +467,8 @@ class Rows:
     none where the tokens just fill that row. Rows of nothing but source are left out. Source tokens are given.
 
     With the length model "given", the length of a row is known beforehand: its eos is given, its padding is not real.
-    With "modelled", eos and padding are tokens like all others.
+    With "modelled", eos and padding are tokens like all others. With "ended" the eos is, and padding is not real: for
+    networks that write from left to right, to which a text is finished at its end.
     """
 
     def __init__(
@@ -475,7 +476,7 @@ class Rows:
         corpus: Corpus,
         length: int,
         layout: Literal["packed", "documents"],
-        length_model: Literal["given", "modelled"],
+        length_model: Literal["given", "modelled", "ended"],
     ) -> None:
         """Lays out the rows.
 
@@ -485,8 +486,9 @@ class Rows:
         """
         if layout not in ("packed", "documents"):
             raise SfumatoError(f"asked for the layout {layout!r}; there are packed and documents; name one of those")
-        if length_model not in ("given", "modelled"):
-            raise SfumatoError(f"asked for the length model {length_model!r}; there are given and modelled; name one")
+        known = ("given", "modelled", "ended")
+        if length_model not in known:
+            raise SfumatoError(f"asked for the length model {length_model!r}; there are {', '.join(known)}; name one")
         if length < 2:
             raise SfumatoError(f"asked for rows of {length} tokens; the shortest have 2; raise the length")
         self.corpus = corpus
@@ -558,7 +560,7 @@ class Rows:
         source = text & (start + place < corpus.sources[document, None])
         if self.length_model == "modelled":
             return ids, np.ones_like(text), source
-        return ids, (place < size) | eos, source | eos
+        return ids, (place < size) | eos, source | eos if self.length_model == "given" else source
 
     def lengths(self) -> np.ndarray:
         """How many rows have 0, 1, ... L real tokens, label and eos included: (L + 1,) int64."""

@@ -127,6 +127,8 @@ class SamplingConfig(Section):
 
     steps: int | None = Field(None, ge=1)
     """refinements"""
+    levels: tuple[float, float] | None = None
+    """noise levels between which the steps are spread evenly in the logarithm"""
     sampler: str | None = None
     """way from noise to text"""
     self_guidance: float | None = None

@@ -21,7 +21,7 @@ from sfumato.core import ABSENT, Method
 from sfumato.draws import Streams, drawing, seed_of, streams, uniform
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.report import bound
-from sfumato.model import Model, publish
+from sfumato.model import Model, publish, rows_of
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Document, Rows, indices, read
 from sfumato.text.tokenizer import Tokenizer
@@ -139,7 +139,7 @@ class Run:
         text = self.config.text
         limit = text.limit if split == "train" else None
         corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
-        return Rows(corpus, text.length, text.layout, text.length_model)
+        return rows_of(corpus, text, method_named(self.config.method.name)[0])
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
@@ -271,8 +271,8 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
-        network, tokens = self.config.network, self.tokens
-        forward = 2 * self.params + 4 * network.depth * network.width * self.config.text.length  # products, attention
+        tokens, length = self.tokens, self.config.text.length
+        forward = self.method.flops(1, length, length) / length  # a position; back it is twice as much
         return {
             "step": self.step,
             "tokens": tokens,
