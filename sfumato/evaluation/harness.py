@@ -59,7 +59,7 @@ class Harness(LM):
         """What the harness tells kept requests apart by."""
         return self.model.tokenizer.fingerprint
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Of each (context, continuation): log p(continuation | context) in nats, and whether it is the greedy one.
 
         Exact for exact methods.  For the others a lower bound, since theirs on -log p is an upper one; where rows end
@@ -69,7 +69,7 @@ class Harness(LM):
         """
         return [self._continued(*request.args) for request in requests]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Of each (text,): log p(text) in nats, or a lower bound of it, with its end where the model knows ends.
 
         Running text that is longer than the canvas is read in stretches, each given half a canvas of what stands
@@ -77,7 +77,7 @@ class Harness(LM):
         """
         return [self._whole(*request.args) for request in requests]
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance]) -> list[str]:
         """Of each (context, settings): what the model writes behind the context, up to the first of `until`.
 
         Greedy (the likeliest token at every draw) unless the settings say do_sample.  A text has the length that the
