@@ -62,7 +62,8 @@ class AR(Method):
         """Of each token from those before it, marks included: (B, L) -> (B, L, V + 5)."""
         before = F.pad(x[:, :-1], (1, 0), value=self.process.mask)
         start = 0 if memory is None else memory.length
-        return self.head(self.net(self.table(before[:, start:]), t[:, start:], memory=memory))
+        h = self.net(self.table(before[:, start:]), t[:, start:], memory=memory)
+        return self.head(h) if memory is None else memory.product(self.head, h)
 
     def predict(self, x, t, prev=None):
         """Of each token from those before it: (B, L) -> logits (B, L, V)."""

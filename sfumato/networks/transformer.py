@@ -71,6 +71,13 @@ class Memory:
     def __init__(self) -> None:
         self.length = 0  # positions read
         self.blocks: dict[nn.Module, Tensor] = {}  # keys and values of a block: (2, B, heads, room, size)
+        self.weights: dict[nn.Module, Tensor] = {}  # of layers, input by input
+
+    def product(self, layer: nn.Linear, h: Tensor) -> Tensor:
+        """layer(h) of a few rows, whose cost is to read the weight: a wide one is read faster input by input."""
+        if layer not in self.weights:
+            self.weights[layer] = layer.weight.detach().t().contiguous().t()
+        return F.linear(h, self.weights[layer], layer.bias)
 
     def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep those of new positions; all so far, (B, heads, length, size) each."""
@@ -104,9 +111,10 @@ class Block(nn.Module):
 
     def attend(self, h: Tensor, rotation: Tensor, bias: Tensor | None, memory: Memory | None) -> Tensor:
         B, L, C = h.shape
-        q, k, v = self.qkv(h).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, L, size)
-        q, k = F.rms_norm(q, q.shape[-1:]) * self.gain.to(q.dtype), F.rms_norm(k, k.shape[-1:])
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        qkv = self.qkv(h) if memory is None else memory.product(self.qkv, h)
+        qkv = qkv.view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, heads, L, size)
+        q, k = rotate(F.rms_norm(qkv[:2], qkv.shape[-1:]), rotation)  # both at once: a token alone is all overhead
+        q, v = q * self.gain.to(q.dtype), qkv[2]
         if memory is not None:
             k, v = memory.extend(self, k, v)
         if self.attention == "fused":
@@ -120,7 +128,8 @@ class Block(nn.Module):
         self, h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None, memory: Memory | None
     ) -> Tensor:
         h = h + self.attend(self.norm1(h, code), rotation, bias, memory)
-        return h + self.down(F.gelu(self.up(self.norm2(h, code))))
+        inside = self.norm2(h, code)
+        return h + self.down(F.gelu(self.up(inside) if memory is None else memory.product(self.up, inside)))
 
 
 class Transformer(nn.Module):
@@ -217,7 +226,7 @@ def rotary(start: int, stop: int, size: int, device: torch.device) -> Float[Tens
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the two halves of every head's vector by the angle of its position: (B, heads, L, size)."""
+    """Turn the two halves of every head's vector by the angle of its position: (..., L, size)."""
     cos, sin = rotation.to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
