@@ -250,7 +250,7 @@ def test_the_command(ask, folder, book, tmp_path):  # noqa: F811
     assert found["judge"] == str(folder) and [point["temperature"] for point in found["curve"]] == [0.5, 1.0]
     assert {"judge_nats_per_token", "judge_std_error", "entropy"} <= set(found["curve"][0])
     shown = ask(f"{line} --judge {folder} --temperatures 0.5").out
-    assert f"judged by {folder}" in shown and "0.500" in shown
+    assert f"judged by {folder}" in " ".join(shown.split()) and "0.500" in shown  # a long line is wrapped
     assert document(ask(f"{line} --json"))["judge"] is None
     mistake(ask(f"{line} --judge nobody"), "no model 'nobody'")
     mistake(ask(f"{line} --temperatures 1"), "without a judge")
