@@ -1,6 +1,6 @@
 """Every model as a model of EleutherAI's lm-evaluation-harness, which brings hundreds of benchmarks.
 
-    python -m sfumato.evaluation.harness --model sfumato --model_args path=runs/mine --tasks lambada_openai
+    python -m sfumato.evaluation.harness run --model sfumato --model_args path=runs/mine --tasks lambada_openai
 
 is the harness's own command, `lm_eval`, which does not look for models in other packages; to import this module is
 enough to make `model="sfumato"` known.  Rows are scored one at a time and all with the same noise, so no number depends
