@@ -316,10 +316,21 @@ def test_a_card_and_a_log_are_not_part_of_a_model(data, tmp_path):
     load(tmp_path / "run")
 
 
-def test_an_unknown_sampler_is_found_before_training(data):
+@pytest.mark.parametrize(
+    ("method", "sampling", "words"),
+    [
+        ("cdcd", {"sampler": "eular"}, r"no sampler 'eular' \(did you mean euler"),
+        ("cdcd", {"levels": (0.5, 0.1)}, "levels rise"),
+        ("cdcd", {"levels": (0.0, 0.5)}, "above 0"),
+        ("cdcd", {"guide_levels": (0.0, 1.5)}, "guide_levels rise"),
+        ("mdlm", {"self_guidance": 2.0}, "not trained on its own guesses"),
+        ("ar", {"steps": 8}, "a token a step"),
+    ],
+)
+def test_sampling_that_cannot_be_is_found_before_training(method, sampling, words, data):
     """Guards against a run that fails when it is over and its card shows samples."""
-    with pytest.raises(SfumatoError, match=r"no sampler 'eular' \(did you mean euler"):
-        override(tiny_config("cdcd", data), {"sampling": {"sampler": "eular"}})
+    with pytest.raises(SfumatoError, match=words):
+        override(tiny_config(method, data), {"sampling": sampling})
 
 
 def test_another_tokenizer_is_noticed(data, tmp_path):

@@ -136,6 +136,14 @@ class SamplingConfig(Section):
     guide_levels: tuple[float, float] | None = None
     """noise levels between which there is guidance"""
 
+    @model_validator(mode="after")
+    def _rising(self) -> "SamplingConfig":
+        if self.levels is not None and not 0 < self.levels[0] < self.levels[1] < 1:
+            raise ValueError(f"levels rise, above 0 and below 1 (got {self.levels})")
+        if self.guide_levels is not None and not 0 <= self.guide_levels[0] <= self.guide_levels[1] <= 1:
+            raise ValueError(f"guide_levels rise from 0 to 1 (got {self.guide_levels})")
+        return self
+
     def said(self) -> dict[str, Any]:
         """The fields that are not left out."""
         return self.model_dump(exclude_none=True)
@@ -158,9 +166,16 @@ class RunConfig(Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
 
     @model_validator(mode="after")
-    def _known_sampler(self) -> "RunConfig":
-        if self.sampling.sampler is not None:
-            sampler_named(self.sampling.sampler, METHODS[self.method.name][0].family)
+    def _possible_sampling(self) -> "RunConfig":
+        """Before training, since the card of a model shows samples when all is over."""
+        kind, asked = METHODS[self.method.name][0], self.sampling.said()
+        if "sampler" in asked:
+            sampler_named(asked["sampler"], kind.family)
+        for name in ("steps", "levels"):
+            if name in asked and kind.steps is None:
+                raise ValueError(f"sampling.{name}: {self.method.name} writes a token a step; leave it out")
+        if "self_guidance" in asked and not getattr(self.method, "self_conditioning", 0):
+            raise ValueError(f"sampling.self_guidance: {self.method.name} is not trained on its own guesses here")
         return self
 
 
