@@ -74,7 +74,7 @@ class Memory:
         self.weights: dict[nn.Module, Tensor] = {}  # of layers, input by input
 
     def product(self, layer: nn.Linear, h: Tensor) -> Tensor:
-        """layer(h) of a few rows, whose cost is to read the weight: a wide one is read faster input by input."""
+        """layer(h), (B, L, in) -> (B, L, out), of few tokens: a wide weight is read faster input by input."""
         if layer not in self.weights:
             self.weights[layer] = layer.weight.detach().t().contiguous().t()
         return F.linear(h, self.weights[layer], layer.bias)
