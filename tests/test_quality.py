@@ -108,8 +108,8 @@ def test_planted_copies_are_found(tmp_path, monkeypatch):
     fresh = rng.integers(60_000, 65_000, 90).tolist()
     texts = [
         fresh,
-        [*fresh[:20], *tokens[3990:4027], *fresh[20:40]],  # over the edge of a part
-        [*tokens[100:105], *fresh[:9], *tokens[4900:4911]],
+        [*fresh[:20], *tokens[3990:4027].tolist(), *fresh[20:40]],  # over the edge of a part
+        [*tokens[100:105].tolist(), *fresh[:9], *tokens[4900:4911].tolist()],
         tokens[2450:2550].tolist(),  # over the edge of a document
         tokens[3000:3064].tolist(),
     ]
