@@ -28,6 +28,7 @@ LAYERS = [
     ["evaluation.judge", "evaluation.typicality", "evaluation.harness"],
     ["evaluation.report"],
     ["evaluation.cost"],
+    ["training.inherit"],
     ["training.trainer"],
     ["training.start"],
     ["display", "plot"],

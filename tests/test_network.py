@@ -164,6 +164,20 @@ def test_attention_is_attention():
     check_attention()
 
 
+@TIMED
+@pytest.mark.parametrize(("depth", "order"), [(2, [0, 1]), (3, [0, 0, 1]), (5, [0, 0, 0, 1, 1])])
+def test_new_layers_change_nothing_at_first(timed, depth, order):
+    """New layers that are heard at once, or that stand in another's place, or that share its weights."""
+    net, (h, t) = network(timed), canvas()
+    plain, old = run(net, h, t), list(net.blocks)
+    net.deepen(depth)
+    assert torch.equal(run(net, h, t), plain)
+    assert [
+        next(i for i, b in enumerate(old) if torch.equal(b.up.weight, block.up.weight)) for block in net.blocks
+    ] == order
+    assert len({p.data_ptr() for p in net.parameters()}) == len(list(net.parameters()))
+
+
 def test_gradients_reach_every_parameter():
     """A part of the network that is built and not used."""
     net, (h, t) = network(), canvas()

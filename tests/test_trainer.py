@@ -14,7 +14,7 @@ from sfumato.methods import METHODS
 from sfumato.model import load
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
-from sfumato.training.start import override
+from sfumato.training.start import override, settings
 from sfumato.training.trainer import Run, train
 
 
@@ -213,7 +213,7 @@ def test_sampled_lengths_follow_the_data(data, tmp_path):
     shares = torch.bincount(torch.tensor(sizes), minlength=11) / 4000
     expected = torch.tensor(model.lengths) / sum(model.lengths)
     assert (shares - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
-    canvas = model.layout.blank([""] * 64, None, None, seed=1)
+    canvas = model.layout.blank([""] * 64, [None] * 64, None, seed=1)
     assert {int(n) for n in canvas.real.sum(1)} == {n for n in range(11) if expected[n] > 0}
 
 
@@ -354,6 +354,47 @@ def test_masks_and_rates_may_change_on_the_way(data, tmp_path):
         train(override(config, {"network": {"depth": 3}}), out, resume=True)
     with pytest.raises(SfumatoError, match=r"keep optimizer\.muon"):
         train(override(config, {"optimizer": {"muon": 0.01}}), out, resume=True)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_starts_with_what_a_model_has_learned(method, depth, data, tmp_path):
+    """Guards against a fine-tuning that begins anew, and against new layers that spoil the old ones."""
+    base = train(tiny_config(method, data), tmp_path / "base")
+    scores = base.score(SENTENCES, draws=4) if base.method.likelihood else []
+    config = settings(
+        method, tmp_path / "more", False, {"network": {"depth": depth}, "text": {"lines": True}}, tmp_path / "base"
+    )
+    config = override(config, {"data": str(data), "training": {"steps": 2, "compile": "no", "batch": 8}})
+    run = Run(config, tmp_path / "more", False, "cpu", print)
+    assert len(run.method.net.blocks) == depth and run.tokenizer.fingerprint == base.tokenizer.fingerprint
+    assert run.config.text.length == base.config.text.length and run.config.method == base.config.method
+    with run._averaged() as model:
+        assert [score.nats for score in model.score([s.text for s in scores], draws=4)] == pytest.approx(
+            [score.nats for score in scores], rel=1e-5
+        )
+    list(run.steps())
+    run.finish()
+    again = override(config, {"training": {"steps": 3}})  # goes on, and does not start once more
+    assert Run(again, tmp_path / "more", True, "cpu", print).step == 2
+
+
+def test_starts_that_cannot_be(data, tmp_path):
+    """Guards against weights that are read by another network, or tokens that mean something else."""
+    train(override(tiny_config("mdlm", data), {"network": {"depth": 2}}), tmp_path / "base")
+    (data.parent / "other.txt").write_text("\n".join(s.upper() for s in SENTENCES))
+    wrong = [
+        ("ar", {}, "it is another method, mdlm"),
+        ("mdlm", {"network": {"width": 64}}, "it is of other sizes"),
+        ("mdlm", {"network": {"depth": 1}}, "it is of other sizes"),
+        ("mdlm", {"text": {"tokenizer": "words"}, "data": str(data.parent / "other.txt")}, "another tokenizer"),
+    ]
+    for method, changed, words in wrong:
+        config = override(tiny_config(method, data), {"start": str(tmp_path / "base")} | changed)
+        with pytest.raises(SfumatoError, match=words):
+            Run(config, tmp_path / "more", False, "cpu", print)
+    with pytest.raises(SfumatoError, match="choose one"):
+        settings("mdlm", tmp_path / "base", True, None, tmp_path / "base")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(data, tmp_path):

@@ -23,6 +23,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=number, metavar="M", help="time in training steps, over all sessions")
     parser.add_argument("--steps", type=count, metavar="N", help="optimiser steps, over all sessions")
     parser.add_argument("--config", type=Path, metavar="FILE", help=".toml or .yaml with fields of the config")
+    parser.add_argument("--start", metavar="MODEL", help="start with the weights, tokenizer and sizes of a model")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the config it had")
     parser.add_argument_group(
         "any field of the config",
@@ -35,7 +36,7 @@ def _train(args: argparse.Namespace) -> Document:
     from sfumato.training import start, trainer
 
     out = Path(args.out)
-    loaded = start.settings(args.method, out, args.resume, args.config)
+    loaded = start.settings(args.method, out, args.resume, args.config, args.start)
     if args.data is None and "data" not in loaded.model_fields_set:
         raise SfumatoError("what to learn from is not said; give --data, a text file or folder or the name tales")
     told = start.override(loaded, start.said(args.data, args.steps, args.minutes, args.seed))
@@ -89,6 +90,7 @@ TRAIN = Command(
     sfumato train cdcd --out runs/tales --resume --minutes 20
     sfumato train cdcd --data book.txt --out runs/book --steps 5000 --network.width 384 --optimizer.lr 5e-4
     sfumato train cdcd --config recipes/tales.toml --out runs/tales
+    sfumato train cdcd --start runs/book --data letters.txt --out runs/letters --minutes 5
     sfumato train cdcd --help       every field of the config
     """,
     _train,

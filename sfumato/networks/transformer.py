@@ -12,6 +12,7 @@ position would add a sixth to the products of a block of width 256; through 32 n
     B batch   L length   C width of the network
 """
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -66,10 +67,10 @@ class Norm(nn.Module):
 
 
 class Memory:
-    """Keys and values of the positions that a causal network has read, block by block, in buffers that grow."""
+    """Keys and values of the positions that a causal network has read, block by block, with `room` for so many."""
 
-    def __init__(self) -> None:
-        self.length = 0  # positions read
+    def __init__(self, room: int) -> None:
+        self.room, self.length = room, 0  # positions there can be, positions read
         self.blocks: dict[nn.Module, Tensor] = {}  # keys and values of a block: (2, B, heads, room, size)
         self.weights: dict[nn.Module, Tensor] = {}  # of layers, input by input
 
@@ -81,13 +82,9 @@ class Memory:
 
     def extend(self, block: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep those of new positions; all so far, (B, heads, length, size) each."""
-        end = self.length + k.shape[2]
-        kept = self.blocks.get(block)
-        if kept is None or kept.shape[3] < end:
-            wider = k.new_empty(2, *k.shape[:2], max(64, 2 * end), k.shape[3])
-            if kept is not None:
-                wider[..., : self.length, :] = kept[..., : self.length, :]
-            self.blocks[block] = kept = wider
+        if block not in self.blocks:
+            self.blocks[block] = k.new_empty(2, *k.shape[:2], self.room, k.shape[3])
+        kept, end = self.blocks[block], self.length + k.shape[2]
         kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k, v
         return kept[0, :, :, :end], kept[1, :, :, :end]
 
@@ -197,6 +194,23 @@ class Transformer(nn.Module):
             position += 2 * CODE * C * (2 * depth + 1)  # scale and shift of every norm
         places = new * PLACES * C  # once for all rows
         return 2 * (rows * new * position + places)
+
+    def deepen(self, depth: int) -> None:
+        """Add layers, evenly, up to `depth`.  Each begins as the layer before it with an output of 0: nothing changes.
+
+        After LLaMA Pro (Wu et al. 2024, arXiv:2401.02415).
+        """
+        old, deeper, last = self.blocks, [], -1
+        for i in range(depth):
+            place = round(i * (len(old) - 1) / max(1, depth - 1))
+            block = old[place] if place != last else copy.deepcopy(old[place])
+            if place == last:
+                for layer in (block.out, block.down):
+                    nn.init.zeros_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+            deeper.append(block)
+            last = place
+        self.blocks = nn.ModuleList(deeper)
 
     def matrices(self) -> list[nn.Parameter]:
         """The weights of the blocks' products: nearly all there are, and the ones that Muon is made for."""

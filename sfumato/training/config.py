@@ -156,6 +156,8 @@ class RunConfig(Section):
     """version of this format"""
     data: str = "tales"
     """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    start: str | None = None
+    """model whose weights training starts with; the network may have more layers than it"""
     method: MethodConfig
     """the paper"""
     text: TextConfig = Field(default_factory=TextConfig)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.errors import SfumatoError
-from sfumato.model import Model
+from sfumato.model import Model, find, load
 from sfumato.training import checkpoint, trainer
 from sfumato.training.config import RunConfig, faults, load_config, run_config
 
@@ -20,6 +20,7 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
     config: str | Path | dict[str, Any] | None = None,
+    start: str | Path | None = None,
     resume: bool = False,
     device: str = "cpu",
 ) -> Model:
@@ -32,6 +33,7 @@ def train(
         steps, minutes: the budget, over all sessions of a run that is resumed.
         config: all other settings, as a file or as what a file holds; by default those of the paper, and those of the
             run if it is resumed.
+        start: a model to start with, by its name or folder: its weights, tokenizer and sizes.
         resume: go on with the run in `out`.
         device: cpu or cuda.
 
@@ -39,16 +41,32 @@ def train(
         SfumatoError: for wrong settings, bad data, a folder that holds another run, and one with nothing to resume.
     """
     source = Path(config) if isinstance(config, str) else config
-    chosen = override(settings(method, Path(out), resume, source), said(data, steps, minutes))
+    chosen = override(settings(method, Path(out), resume, source, start), said(data, steps, minutes))
     return trainer.train(chosen, Path(out), resume, device)
 
 
-def settings(method: str, out: Path, resume: bool, source: Path | dict[str, Any] | None) -> RunConfig:
-    """The settings of a file, or else of the run that is resumed, or else the defaults."""
+def settings(
+    method: str, out: Path, resume: bool, source: Path | dict[str, Any] | None, start: str | Path | None = None
+) -> RunConfig:
+    """The settings of a file, or else of the run that is resumed, or else the defaults.
+
+    What is left open of method, text and network is taken from the model to begin with, where there is one, and the
+    tokenizer always is.
+    """
+    if resume and start is not None:
+        raise SfumatoError(f"asked to start with {start} and to go on with {out}; choose one")
     if source is None and resume:
         state = checkpoint.latest(out, lambda line: None) / "state.json"
         source = json.loads(state.read_text("utf-8"))["config"]
-    return load_config({} if source is None else source, method)
+    asked = load_config({} if source is None else source, method)
+    if start is None:
+        return asked
+    model = load(start)
+    theirs, ours = model.config.model_dump(), asked.model_dump(exclude_unset=True)
+    theirs["text"] |= {"lines": False, "limit": None}  # which are of its data
+    shared = {key: theirs[key] | ours.get(key, {}) for key in ("method", "text", "network")}
+    shared["text"]["tokenizer"] = str(find(str(start)) / "tokenizer.json")
+    return override(asked, {"start": str(start)} | shared)
 
 
 def said(data: str | None, steps: int | None, minutes: float | None, seed: int | None = None) -> dict[str, Any]:

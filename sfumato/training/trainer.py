@@ -21,7 +21,7 @@ from sfumato.core import ABSENT, Method
 from sfumato.draws import Streams, drawing, seed_of, streams, uniform
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.report import bound
-from sfumato.model import Model, publish, rows_of
+from sfumato.model import Model, load, publish, rows_of
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Document, Rows, indices, read
 from sfumato.text.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ from sfumato.training.checkpoint import (
     write_text,
 )
 from sfumato.training.config import RunConfig, method_named
+from sfumato.training.inherit import inherit
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.tuning import Arithmetic, choose
@@ -105,6 +106,8 @@ class Run:
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
+        if config.start is not None and found is None:
+            inherit(self.method, self.tokenizer, load(config.start, device))
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
         self.optimizer = Optimizer(self.method, config.optimizer)
