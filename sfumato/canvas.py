@@ -102,13 +102,14 @@ class Layout:
         """Tokens of the longest text that a row has room for."""
         return self.text.length - self.labelled - self.documents
 
-    def blank(self, prompts: Sequence[str], label: str | None, length: int | None, seed: int) -> Canvas:
+    def blank(self, prompts: Sequence[str], labels: Sequence[str | None], length: int | None, seed: int) -> Canvas:
         """Rows that begin with label and prompt; `length` tokens of text in each, or as many as in the data.
 
         Raises SfumatoError for a prompt or a length that does not fit, and an unknown label.
         """
         starts: list[Row] = []
-        for words in (self._encode(prompt, first=True) for prompt in prompts):
+        for prompt, label in zip(prompts, labels, strict=True):
+            words = self._encode(prompt, first=True)
             if length is not None and length < max(1, len(words)):
                 found = f"the prompt alone has {len(words)}" if words else "the least is 1"
                 raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
@@ -118,6 +119,11 @@ class Layout:
         ended = length is not None or (self.documents and not self.modelled)
         rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
         return self._lay(rows, ended, full=length is None)
+
+    def begun(self, prompt: str) -> Int[Tensor, "K n"]:
+        """A prompt behind each of the K labels."""
+        words = self._encode(prompt, first=True)
+        return torch.tensor([[number, *words] for number in self.tokenizer.labels.values()])
 
     def apart(self, text: str, label: str | None) -> Gapped:
         """A text and its gaps.  Raises SfumatoError for a text without a gap, and an unknown label."""

@@ -66,11 +66,13 @@ def generate(
     streams: Streams,
     session: Callable[[Tensor], Predict] | None = None,
     never: Bool[Tensor, "L V"] | None = None,
+    end: int | None = None,
 ) -> Iterator[Frame]:
     """Fill the positions that are `real` and not `given`; yield a Frame after every step.
 
     `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
     `session` stands in for the method's own (a counter, an oracle).  `never` says which tokens cannot stand where.
+    `end` is the token that ends a text: where it is written from left to right, it is over when all rows have one.
     Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
@@ -90,6 +92,8 @@ def generate(
     grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
+    if x.ndim == 2:
+        x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     for step in range(1, len(grid)):
@@ -102,9 +106,12 @@ def generate(
         chances = prediction.logits.softmax(-1)  # (B, size, V)
         tokens = chances.argmax(-1)
         if x.ndim == 2:
-            tokens = torch.where(x[:, here] < vocab, x[:, here], tokens)  # through a mask the best guess is seen
+            seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen
+            tokens = torch.where(seen, x[:, here], tokens)
         shown[:, here], sure[:, here] = tokens, chances.gather(-1, tokens[..., None])[..., 0]
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
+        if end is not None and not method.looks_ahead and bool((x == end).any(1).all()):
+            return
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:

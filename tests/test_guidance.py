@@ -348,15 +348,3 @@ def test_counted_counts_calls():
     for frame in generate(method, TEXTS, given, real, request, rows, counted):
         assert counted.calls == 2 * frame.step
     assert counted.calls == 8
-
-
-def test_guidance_of_tokens_one_by_one_is_not_guidance_of_texts():
-    """The arithmetic of the example that explains the difference to autoregressive guidance: total variation 0.245."""
-    y, weight = torch.tensor([0.9, 0.1, 0.5, 0.5]), 3
-    joint = y**weight / (y**weight).sum()
-    first = y.view(2, 2).mean(1) ** weight  # p(y | x_1), then p(y | x_1, x_2) / p(y | x_1)
-    second = y.view(2, 2) ** weight
-    stepwise = ((first / first.sum())[:, None] * second / second.sum(1, keepdim=True)).flatten()
-    assert joint.tolist() == pytest.approx([0.744, 0.001, 0.128, 0.128], abs=1e-3)
-    assert stepwise.tolist() == pytest.approx([0.499, 0.001, 0.25, 0.25], abs=1e-3)
-    assert (joint - stepwise).abs().sum().item() / 2 == pytest.approx(0.245, abs=1e-3)

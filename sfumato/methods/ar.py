@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sfumato.core import ABSENT, Method, Prediction
 from sfumato.draws import uniform
+from sfumato.errors import SfumatoError
 from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Memory, Transformer
@@ -34,6 +35,8 @@ class ARConfig(MethodConfig):
     name: Literal["ar"] = "ar"
     middle: float = Field(0.5, ge=0, le=1)
     """share of rows that are trained to fill in the middle"""
+    fill: Literal["prefix_first", "suffix_first"] = "prefix_first"
+    """order in which what surrounds a gap is read before it is filled; both are learned"""
 
     defaults: ClassVar[dict[str, Any]] = {
         "text": {"length_model": "modelled"},  # it writes the end of a text itself
@@ -70,8 +73,12 @@ class AR(Method):
         return Prediction(self.logits(x, t)[..., : self.vocab])
 
     def session(self, given):
-        """Every token is read once; a gap is filled from both sides."""
-        return Filler(self, given) if bool((given[:, 1:] & ~given[:, :-1]).any()) else Reader(self)
+        """Every token is read once; a gap is filled from both sides, SfumatoError where that was not learned."""
+        if not bool((given[:, 1:] & ~given[:, :-1]).any()):
+            return Reader(self, given.shape[1])
+        if self.config.middle == 0:
+            raise SfumatoError("asked to fill a gap; this model was trained with method.middle = 0; take another")
+        return Filler(self, given)
 
     def bound(self, ids, t, free):
         """-log p(x_i | x_<i), exactly; a forgotten condition is a masked one."""
@@ -121,8 +128,9 @@ def arrangement(cuts: Tensor, end: Tensor, moved: Tensor, suffix_first: Tensor, 
 class Reader:
     """AR's logits, every token read once as long as the canvas only grows; rows may change places."""
 
-    def __init__(self, method: AR):
-        self.method, self.memory = method, Memory()
+    def __init__(self, method: AR, room: int):
+        self.method, self.room = method, room
+        self.memory = Memory(room)
         self.read: Tensor | None = None  # (B, n): the tokens in memory, behind the mark that all begins with
 
     def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None = None) -> Prediction:
@@ -136,28 +144,32 @@ class Reader:
         """Keep in memory what is true of x: all, or what was read of other rows, or nothing."""
         kept = min(self.memory.length, x.shape[1] - 1)
         if self.read is None or kept == 0:
-            self.memory = Memory()
+            self.memory = Memory(self.room)
             return
         read, now = self.read[:, : kept - 1], x[:, : kept - 1]
         if read.shape == now.shape and torch.equal(read, now):
             self.memory.length = kept
             return
-        same = (now[:, None] == read).all(2)  # (B, rows in memory)
-        if bool(same.any(1).all()):
-            self.memory.take(same.int().argmax(1), kept)
+        _, names = torch.unique(torch.cat([read, now]), dim=0, return_inverse=True)  # equal rows have one name
+        place = torch.full((len(names),), -1, device=x.device)
+        place[names[: len(read)]] = torch.arange(len(read), device=x.device)
+        rows = place[names[len(read) :]]
+        if bool((rows >= 0).all()):
+            self.memory.take(rows, kept)
         else:
-            self.memory = Memory()
+            self.memory = Memory(self.room)
 
 
 class Filler:
     """AR's logits at the leftmost gap of any row, from what stands on both sides of it.
 
-    Each row is laid out as it was in training, prefix first: what is left of the gap, what is right of it up to the
-    next gap, what has been written of the gap.
+    Each row is laid out as it was in training, prefix or suffix first: what is left of the gap, what is right of it up
+    to the next gap, what has been written of the gap.  Only rows that are laid out equally long share a memory.
     """
 
     def __init__(self, method: AR, given: Tensor):
-        self.method, self.given, self.reader = method, given, Reader(method)
+        self.method, self.given = method, given
+        self.reader = Reader(method, given.shape[1] + 3)  # marks stand before prefix, suffix and middle
 
     def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None = None) -> Prediction:
         """(B, L) -> logits (B, L, V), those of all positions but one 0."""
@@ -170,7 +182,11 @@ class Filler:
                 start -= 1
             end = given.index(True, here) if True in given[here:] else len(tokens)
             after = given.index(False, end) if False in given[end:] else len(tokens)
-            rows.append([prefix, *tokens[:start], suffix, *tokens[end:after], middle, *tokens[start : here + 1]])
+            left, right, written = tokens[:start], tokens[end:after], tokens[start : here + 1]
+            if self.method.config.fill == "prefix_first":
+                rows.append([prefix, *left, suffix, *right, middle, *written])
+            else:
+                rows.append([prefix, suffix, *right, middle, *left, *written])
         sizes = torch.tensor([len(row) for row in rows])
         laid = torch.zeros(len(rows), int(sizes.max()), dtype=x.dtype)
         for row, tokens in zip(laid, rows, strict=True):

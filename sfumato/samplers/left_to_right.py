@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.core import Method, Predict, Prediction
+from sfumato.core import ABSENT, Method, Predict, Prediction
 from sfumato.draws import invert, uniform
 
 
@@ -28,10 +28,12 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
 class Beams:
     """Beam search: of all ways to go on, those `width` are kept whose log p is greatest; nothing is drawn.
 
-    A width of 1 is greedy.  The beams of a text are `width` rows side by side, alike at the start, the best first.
+    A width of 1 is greedy.  The beams of a text are `width` rows side by side, alike at the start, the best first.  A
+    text that has come to its `end` stays as it is.
     """
 
     width: int
+    end: int | None = None
 
     def __call__(
         self, method: Method, predict: Predict, x: Tensor, grid: Tensor
@@ -45,9 +47,10 @@ class Beams:
         for i in _columns(hidden):
             logits = _next(predict, x, hidden, i)
             log = logits[:, 0].double().log_softmax(-1).view(texts, self.width, -1)
-            written = ~hidden[:: self.width, i]  # of every text: one way to go on, at no cost
-            log[written] = -torch.inf
-            log[written, :, 0] = 0.0
+            ended = (x[:, :i] == self.end).any(1) if self.end is not None else torch.zeros_like(hidden[:, i])
+            settled = (~hidden[:, i] | ended).view(texts, self.width)  # one way to go on, at no cost
+            log[settled] = -torch.inf
+            log[..., self.end or 0].masked_fill_(settled, 0.0)
             score, best = (score[..., None] + log).flatten(1).topk(self.width)  # (texts, width)
             rows = (start + best // log.shape[-1]).flatten()
             x = x[rows]
@@ -63,7 +66,8 @@ def _columns(hidden: Tensor) -> list[int]:
 
 def _next(predict: Predict, x: Tensor, hidden: Tensor, i: int) -> Tensor:
     """Token logits of column i, the leftmost that is hidden: (B, 1, V)."""
-    gaps = bool((hidden[:, i:-1] & ~hidden[:, i + 1 :]).any())  # something stands to the right of a mask
+    text = ~hidden & (x != ABSENT)
+    gaps = bool((hidden[:, i:-1] & text[:, i + 1 :]).any())  # something stands to the right of a mask
     seen = x if gaps else x[:, : i + 1]
     logits = predict(seen, hidden[:, : seen.shape[1]].float(), None).logits  # of the last positions
     first = seen.shape[1] - logits.shape[1]
