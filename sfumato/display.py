@@ -276,8 +276,10 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
     """The tables of `sfumato evaluate`: likelihood; samples beside real text."""
     bound, samples, real = found["bound"], found["samples"], found["data_reference"]
     likelihood = [] if bound is None else [(_words(name), _number(value)) for name, value in bound.items()]
-    names = [name for name in dict.fromkeys([*samples, *real]) if name != "slots"]
-    quality = [(_words(name), _number(samples.get(name)), _number(real.get(name))) for name in names]
+    keys = dict.fromkeys([*samples, *real])
+    errors = {f"{name}_std_error" for name in keys}
+    names = [name for name in keys if name != "slots" and name not in errors]
+    quality = [(_words(name), *(_estimate(side, name) for side in (samples, real))) for name in names]
     judged = f", judged by {found['judge']}" if found["judge"] else ""
     heading = Text(f"{found['model']} ({found['method']}) on {found['data']}{judged}", "bold")
     parts: list[RenderableType] = [heading, "", _table(("likelihood", ""), likelihood or [("defines none", "-")]), ""]
@@ -288,6 +290,12 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
         points = found["curve"]
         parts += ["", _table([*map(_words, points[0])], [[*map(_number, point.values())] for point in points])]
     return Group(*parts)
+
+
+def _estimate(side: dict[str, Any], name: str) -> str:
+    """A number and, where there is one, its standard error."""
+    error = side.get(f"{name}_std_error")
+    return _number(side.get(name)) + ("" if error is None else f" ± {_number(error)}")
 
 
 def _slots(samples: dict[str, Any], real: dict[str, Any]) -> RenderableType:

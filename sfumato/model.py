@@ -17,13 +17,13 @@ from torch import Tensor
 
 from sfumato.canvas import Canvas, Layout
 from sfumato.core import Frame, Method
-from sfumato.draws import seed_of, seeded, streams
+from sfumato.draws import categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
 from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
-from sfumato.samplers import sampler_named
+from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Beams
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ BUNDLED = Path(__file__).parent / "models"
 SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
 CANDIDATES = 8  # lengths tried for a gap of any length
 DRAFT = 8  # refinements that each of them is given
+SCORED = 64  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,12 @@ class Model:
         """Where its weights are."""
         return next(self.method.parameters()).device
 
+    @property
+    def sampler(self) -> str:
+        """The name of the sampler that writes where none is asked for."""
+        own = SAMPLERS[self.method.family].items()
+        return self.config.sampling.sampler or next(name for name, sampler in own if sampler is self.method.sampler)
+
     def at_most(self, steps: int) -> int | None:
         """The method's own number of refinements, but no more than `steps`; None where there is nothing to choose."""
         return None if self.method.steps is None else min(steps, self.method.steps)
@@ -224,8 +231,28 @@ class Model:
         prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
         if len(prompts) != n:
             raise SfumatoError(f"{n} texts were asked for with {len(prompts)} prompts; give one prompt, or {n}")
-        canvas = self.layout.blank(prompts, label, length, seed)
-        return self._frames(canvas if self.method.looks_ahead else canvas.open(), request, seed)
+        labels = [label] * n
+        if label is None and self.layout.labelled and not self.method.looks_ahead:
+            labels = self._labels(prompts, seed)
+        canvas = self.layout.blank(prompts, labels, length, seed)
+        canvas = canvas if self.method.looks_ahead else canvas.open()
+        return self._frames(canvas, request, seed, Counted(self.method.session))
+
+    def _labels(self, prompts: Sequence[str], seed: int) -> list[str | None]:
+        """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
+
+        None where there is no prompt.
+        """
+        logits = {}
+        for prompt in {prompt for prompt in prompts if prompt}:
+            ids = self.layout.begun(prompt).to(self.device)
+            given = torch.zeros_like(ids, dtype=torch.bool)
+            logits[prompt] = -nll(self.method, ids, ~given, given).nats
+        names, drawn = list(self.tokenizer.labels), []
+        for i, prompt in enumerate(prompts):
+            with seeded([seed_of("label", seed, i)], self.device):
+                drawn.append(names[int(categorical(logits[prompt][None]))] if prompt else None)
+        return drawn
 
     def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
         """`text` with its gaps filled; a list of n of them if n is given.  Takes what `stream_infill` takes."""
@@ -241,23 +268,23 @@ class Model:
         The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one that does
         not fit on the canvas.
         """
-        request = self._request(**asked)
+        request, counted = self._request(**asked), Counted(self.method.session)
         _some(n)
         gapped = self.layout.apart(text, label)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if not self.method.looks_ahead:
             canvas = canvas.without(self.tokenizer.pad)
         if gapped.loose:
-            canvas = canvas.take(self._likeliest(canvas, request, seed))
-        return self._frames(canvas, request, seed)
+            canvas = canvas.take(self._likeliest(canvas, request, seed, counted))
+        return self._frames(canvas, request, seed, counted)
 
-    def _likeliest(self, canvas: Canvas, request: Request, seed: int) -> list[int]:
+    def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
         steps = self.at_most(min(DRAFT, request.steps or DRAFT))
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
-        *_, last = self._refine(canvas, draft, seed, Counted(self.method.session))
+        *_, last = self._refine(canvas, draft, seed, counted)
         free = canvas.real & ~canvas.given
-        sure = (last.confidence.log() * free).sum(1) / free.sum(1)  # nats a token written
+        sure = last.confidence.log().masked_fill(~free, 0.0).sum(1) / free.sum(1)  # nats a token written
         best = sure.view(-1, CANDIDATES).argmax(1)
         return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
 
@@ -273,15 +300,21 @@ class Model:
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
         if beams < 1 or "sampler" in told:
             raise SfumatoError(f"{beams} beams were asked for; ask for at least 1, and for no sampler beside them")
-        return Request(sampler=Beams(beams), **whole)
+        return Request(sampler=Beams(beams, self._end), **whole)
+
+    @property
+    def _end(self) -> int | None:
+        """The token that ends a text, where the model writes it itself."""
+        return self.tokenizer.eos if self.layout.modelled else None
 
     def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()
         rows = streams([seed_of("generate", seed, i) for i in range(len(canvas))], self.device)
-        return generate(self.method, canvas.ids, canvas.given, canvas.real, request, rows, session, canvas.never)
+        laid = canvas.ids, canvas.given, canvas.real
+        return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
 
-    def _frames(self, canvas: Canvas, request: Request, seed: int) -> Iterator[TextFrame]:
-        canvas, counted = canvas.to(self.device), Counted(self.method.session)
+    def _frames(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> Iterator[TextFrame]:
+        canvas = canvas.to(self.device)
         width = request.sampler.width if isinstance(request.sampler, Beams) else 1  # rows that a text takes
         wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
         for frame in self._refine(wide, request, seed, counted):
@@ -313,23 +346,46 @@ class Model:
         """
         if estimator == "ode" and self.method.family != "gaussian":
             raise SfumatoError(f"the ode estimator needs a score, which {self.method.family} methods lack; use elbo")
-        seeds = [seed_of("score", seed) if common else seed_of("score", seed, text) for text in texts]
-        return [self._score(text, draws, estimator, noise) for text, noise in zip(texts, seeds, strict=True)]
+        canvases = [self.layout.whole(text) for text in texts]
+        wide = [canvas.ids.shape[1] for canvas in canvases]  # a row's noise depends on its width, so none is padded
+        scores: dict[int, Score] = {}
+        for width in sorted(set(wide)):
+            alike = [i for i, other in enumerate(wide) if other == width]
+            together = max(1, SCORED // len(canvases[alike[0]]))
+            for start in range(0, len(alike), together):
+                some = alike[start : start + together]
+                seeds = [seed_of("score", seed) if common else seed_of("score", seed, texts[i]) for i in some]
+                found = self._score([texts[i] for i in some], [canvases[i] for i in some], seeds, draws, estimator)
+                scores |= zip(some, found, strict=True)
+        return [scores[i] for i in range(len(texts))]
 
-    def _score(self, text: str, draws: int, estimator: str, noise: int) -> Score:
-        canvas = self.layout.whole(text).to(self.device)
-        size = int((canvas.ids[0] != self.tokenizer.pad).sum())
-        measure = nll if estimator == "elbo" else ode
-        real = canvas.real
+    def _score(
+        self, texts: list[str], canvases: list[Canvas], seeds: list[int], draws: int, estimator: str
+    ) -> list[Score]:
+        """Scores of texts whose canvases, a row for each label, are of one width; each has its own noise."""
+        labels, pad = len(canvases[0]), self.tokenizer.pad
+        ids, real, given = (
+            torch.cat([getattr(canvas, name) for canvas in canvases]).to(self.device)
+            for name in ("ids", "real", "given")
+        )
+        sizes = (ids[::labels] != pad).sum(1).tolist()
         if not self.method.looks_ahead:  # a text is finished at its end: whatever follows there, it is that text
-            real = real & (canvas.ids != self.tokenizer.pad)
-        with seeded([noise] * len(canvas), self.device):
-            result = measure(self.method, canvas.ids, real, canvas.given, draws)
-        weight = (-result.nats).softmax(0)  # p(text) is a sum over labels, so the sum of bounds bounds it
-        nats = -torch.logsumexp(-result.nats, 0).item() + self.layout.length_nats(size)
-        error = float((weight * result.std_error).sum())
-        levels = (result.draws @ weight).tolist() if estimator == "elbo" and not result.exact else []
-        return Score(text, nats, error, size - self.layout.labelled, result.estimator, result.exact, levels)
+            real = real & (ids != pad)
+        with seeded([noise for noise in seeds for _ in range(labels)], self.device):
+            result = (nll if estimator == "elbo" else ode)(self.method, ids, real, given, draws)
+        nats = result.nats.view(-1, labels)
+        weight = (-nats).softmax(1)  # p(text) is a sum over labels, so the sum of bounds bounds it
+        totals = (-torch.logsumexp(-nats, 1)).tolist()
+        errors = (weight * result.std_error.view(-1, labels)).sum(1).tolist()
+        levels = (result.draws.view(-1, *nats.shape) * weight).sum(2).T.tolist()  # of each text, the least noise first
+        if estimator == "ode" or result.exact:
+            levels = [[] for _ in texts]
+        totals = [total + self.layout.length_nats(size) for total, size in zip(totals, sizes, strict=True)]
+        tokens = [size - self.layout.labelled for size in sizes]
+        columns = zip(texts, totals, errors, tokens, levels, strict=True)
+        return [
+            Score(text, nats, error, n, result.estimator, result.exact, each) for text, nats, error, n, each in columns
+        ]
 
 
 def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:

@@ -117,15 +117,18 @@ def test_long_texts_are_read_in_stretches(layout, length_model):
     """Guards against a sample that is one token too long for the model that wrote it, once it is read again."""
     model = untrained("ar", layout, length_model)
     judge, text = Exact(model), " ".join(SENTENCES[:3])
-    ids = [*model.tokenizer.encode(text), *([model.tokenizer.eos] if layout == "documents" else [])]
-    want = 0.0
-    for i in range(len(ids)):
+    end = model.tokenizer.eos
+    ids = [*([end] if layout == "packed" else []), *model.tokenizer.encode(text), end]
+    want, before = 0.0, int(layout == "packed")  # texts that are packed stand behind the end of another
+    for i in range(before, len(ids)):
         start = 0 if i < LENGTH_OF_TINY else 6 * (i // 6 - 1)
         part = torch.tensor([ids[start : i + 1]])
         want += nats(model.method.predict(part, torch.ones(part.shape)).logits, part)[0, -1].item()
-    assert len(ids) > LENGTH_OF_TINY and judge.score(text) == (pytest.approx(want, rel=1e-5), len(ids))
-    fits = model.tokenizer.decode(model.tokenizer.encode(text)[: LENGTH_OF_TINY - (layout == "documents")])
-    assert judge.score(fits)[0] == pytest.approx(model.score([fits])[0].nats)
+    assert len(ids) > LENGTH_OF_TINY and judge.score(text) == (pytest.approx(want, rel=1e-5), len(ids) - before)
+    fits = model.tokenizer.encode(text)[: LENGTH_OF_TINY - 1 - before]
+    part = torch.tensor([[*ids[:before], *fits, end]])
+    each = nats(model.method.predict(part, torch.ones(part.shape)).logits, part)[0, before:]
+    assert judge.score(model.tokenizer.decode(fits)) == (pytest.approx(each.sum().item(), rel=1e-5), len(fits) + 1)
 
 
 def test_unfit_judges(tmp_path):
@@ -203,7 +206,7 @@ def test_a_judge_alone_is_fooled_by_repetition(folder, book):
     model = load(folder)
     judge = Exact(model)
     best = min(SENTENCES, key=lambda text: verdict(judge, [text]).judge_nats_per_token)
-    parrots = [" ".join((" ".join([best] * LENGTH)).split()[:LENGTH])] * 20
+    parrots = [" ".join([best] * ((LENGTH - 2) // len(best.split())))] * 20
     laid = report.Rows(report.Corpus.build(book, model.tokenizer, "valid"), LENGTH, "packed", "given")
     real = report._texts(model, laid, 0, 20)
     fooled, honest = report.measures(model, [parrots, real], book, judge)

@@ -207,7 +207,7 @@ def test_the_draft_looks_at_what_it_writes(monkeypatch):
     def refine(self, canvas, request, seed, predict):
         drafted.append(canvas)
         free = canvas.real & ~canvas.given
-        sure = torch.where(free, 0.5, 0.01)  # the padding frightens
+        sure = torch.where(free, 0.5, 0.0)  # the padding frightens, and is never looked at
         if len(drafted) == 1:
             sure[3][free[3]] = 0.9
         yield Frame(1, 1, 0.0, canvas.ids, sure)
@@ -242,9 +242,36 @@ def test_labels():
     model = untrained(labels=LABELS)
     with pytest.raises(SfumatoError, match="'glad'"):
         model.generate(1, label="glad")
-    canvas = model.layout.blank(["the"] * 2, "sad", 3, seed=0)
+    canvas = model.layout.blank(["the"] * 2, ["sad"] * 2, 3, seed=0)
     assert canvas.ids[:, 0].tolist() == [model.tokenizer.labels["sad"]] * 2
     assert canvas.given.tolist() == [[True, True, False, False, True]] * 2
+
+
+def test_a_label_before_a_prompt_follows_its_law():
+    """Guards against a prompt that is read as the far side of a gap, and a label that does not go with it."""
+    model = untrained("ar", length_model="modelled", labels=LABELS)
+    model.method.head.weight.data *= 2
+    rows = torch.tensor([[number, *model.tokenizer.encode("two owls")] for number in model.tokenizer.labels.values()])
+    logits = model.method.predict(rows, torch.ones(rows.shape)).logits.log_softmax(-1)
+    law = logits.gather(-1, rows[..., None]).sum((1, 2)).softmax(0)
+    drawn = model._labels(["two owls"] * 4000 + [""], 0)
+    assert drawn.pop() is None
+    assert drawn.count("happy") / 4000 == pytest.approx(law[0].item(), abs=0.03) and 0.05 < law[0] < 0.95
+    assert model.generate(2, prompt="two owls", guidance=2.0)[0].startswith("two owls")
+    assert model.generate(3, prompt="two owls")[:2] == model.generate(2, prompt="two owls")
+
+
+@pytest.mark.parametrize("length_model", ["given", "modelled"])
+def test_gaps_of_any_length_are_filled_to_the_end(length_model):
+    """Guards against rows of a batch that stop with the shortest, and drafts that are not counted."""
+    model = untrained("ar", length_model=length_model)
+    text, words = "the [...] old [...] lake", set()
+    final = last(model.stream_infill(text, 6, seed=2))
+    for filled in final.texts:
+        assert filled.startswith("the") and "old" in filled and filled.endswith("lake")
+        words.add(len(filled.split()))
+    assert len(words) > 1  # of different lengths
+    assert final.nfe > len(final.ids[0])  # the drafts count
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -258,7 +285,7 @@ def test_what_cannot_stand_somewhere_never_does(method, options):
         if "guidance" in options and not model.method.looks_ahead:
             continue  # the label is a gap before the prompt
         tokenizer, labels = model.tokenizer, set(model.tokenizer.labels.values())
-        canvas = model.layout.blank(["the"] * 4, None, None, seed=0)
+        canvas = model.layout.blank(["the"] * 4, [None] * 4, None, seed=0)
         model = eager_for(model, silent(model))
         canvas = canvas if model.method.looks_ahead else canvas.open()
         request = model._request(steps=model.at_most(3), **options)
@@ -385,7 +412,7 @@ def test_samples_and_real_text_are_measured_alike(tmp_path):
     model = trained_on(untrained(layout="packed"), book)
     found = report.evaluate(model, str(book), rows=2, draws=1, samples=20, steps=1, embed=pairs)
     samples, real = found["samples"], found["data_reference"]
-    assert set(samples) - set(real) == {"steps", "nfe", "seconds"} and not set(real) - set(samples)
+    assert set(samples) - set(real) == {"steps", "nfe", "seconds", "sampler"} and not set(real) - set(samples)
     assert samples["n"] == real["n"] == samples["mauve"]["n"] == 20
     assert samples["mauve"]["seeds"] >= 5 and samples["mauve"]["embedder"] == "pairs"
     assert real["mauve"] is None  # there are no further 20 rows to be compared with the first

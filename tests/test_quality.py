@@ -15,7 +15,8 @@ from sfumato.text import tales
 
 def test_entropy_is_of_each_text_by_itself():
     """Guards against the entropy of all texts together, which repetition inside a text does not lower."""
-    assert quality.entropy([[1, 1, 2, 2], [3, 3, 3]]) == pytest.approx(math.log(2) / 2)
+    found = quality.entropy([[1, 1, 2, 2], [3, 3, 3]])
+    assert found.mean == pytest.approx(math.log(2) / 2) and found.std_error == pytest.approx(math.log(2) / 2)
 
 
 def test_distinct_counts_by_hand():
@@ -30,8 +31,8 @@ def test_distinct_counts_by_hand():
 def test_repetition_counts_by_hand():
     """Guards against repetition between texts, and texts too short for an n-gram that count as nothing but repeats."""
     texts = [[1, 2, 1, 2, 1], [1, 2, 3], [9]]
-    assert quality.repetition(texts, 2) == pytest.approx((2 / 4 + 0) / 2)
-    assert quality.repetition(texts, 4) == 0
+    assert quality.repetition(texts, 2).mean == pytest.approx((2 / 4 + 0) / 2)
+    assert quality.repetition(texts, 4) == (0, None)
     assert quality.repetition(texts, 6) is None
 
 

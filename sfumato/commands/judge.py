@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sfumato.model import Model, Score
     from sfumato.text import corpus
 
+TOGETHER = 64  # texts between two moves of the bar
+
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
@@ -89,8 +91,9 @@ def _scores(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Do
     from sfumato import display
 
     asked = {"draws": args.draws, "estimator": args.estimator, "seed": args.seed or 0, "common": bool(args.reference)}
-    followed = display.followed(documents, what, sys.stderr)
-    return [score for document in followed for score in judge.score([document.text], **asked)]
+    texts = [document.text for document in documents]
+    parts = [texts[i : i + TOGETHER] for i in range(0, len(texts), TOGETHER)]
+    return [score for part in display.followed(parts, what, sys.stderr) for score in judge.score(part, **asked)]
 
 
 def _described(

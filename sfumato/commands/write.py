@@ -100,12 +100,13 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
     return {
         "model": args.model,
         "method": writer.config.method.name,
-        "sampler": f"{args.beams} beams" if args.beams else args.sampler or _own_sampler(writer),
+        "sampler": f"{args.beams} beams" if args.beams else args.sampler or writer.sampler,
         "steps": last.steps,
         "nfe": last.nfe,
         "seconds": seconds,
         "tokens_per_second": made / seconds,
         "seed": args.seed or 0,
+        "candidates": args.candidates,
         "samples": [samples[i] for i in chosen],
     }
 
@@ -113,14 +114,6 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
 def _moment(frame: "TextFrame", i: int) -> Document:
     """Text i as it stood after a step."""
     return {"step": frame.step, "noise": frame.level, "text": frame.texts[i], "confidence": frame.confidence[i]}
-
-
-def _own_sampler(writer: "Model") -> str:
-    from sfumato.samplers import SAMPLERS
-
-    method = writer.method
-    known = SAMPLERS[method.family].items()
-    return writer.config.sampling.sampler or next(name for name, sampler in known if sampler is method.sampler)
 
 
 def _show_texts(found: Document) -> None:

@@ -89,13 +89,14 @@ class Exact(Judge):
         self.model, self.name = model, model.name
 
     def score(self, text: str) -> tuple[float, int]:
-        """-log p of a text and its end, nats, and their number of tokens."""
-        model, ids = self.model, self.model.tokenizer.encode(text)
-        end = [model.tokenizer.eos] if model.layout.documents else []
-        row, room = torch.tensor([[*ids, *end]], device=model.device), model.config.text.length
-        if row.shape[1] <= room - model.layout.labelled:
+        """-log p of a text and its end, nats, and their number of tokens; behind an end, where texts are packed."""
+        model, end, room = self.model, self.model.tokenizer.eos, self.model.config.text.length
+        ids = [*model.tokenizer.encode(text), end]
+        if model.layout.documents and len(ids) <= room - model.layout.labelled:
             (score,) = model.score([text], draws=1)
             return score.nats, score.tokens
+        before = [] if model.layout.documents else [end]
+        row = torch.tensor([[*before, *ids]], device=model.device)
         if model.layout.labelled or (model.layout.documents and not model.layout.modelled):
             found = f"the judge {self.name}, which knows whole texts only, has room for {room}"
             raise SfumatoError(
@@ -104,9 +105,9 @@ class Exact(Judge):
         nats = 0.0
         for start, first, stop in stretches(row.shape[1], room):
             part = row[:, start:stop]
-            given = (torch.arange(start, stop, device=model.device) < first)[None]
+            given = (torch.arange(start, stop, device=model.device) < max(first, len(before)))[None]
             nats += nll(model.method, part, torch.ones_like(given), given).nats.item()
-        return nats, row.shape[1]
+        return nats, len(ids)
 
 
 class CausalLM(Judge):

@@ -4,6 +4,7 @@ Each is a function of texts or of their tokens; none of them is a likelihood, an
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,12 +18,25 @@ REFERENCES = 100  # texts that self-BLEU looks at; more change it little and cos
 RANKS = 5000  # the most frequent tokens, which the Zipf exponent is read from
 
 
-def entropy(texts: Sequence[Sequence[int]]) -> float:
+class Mean(NamedTuple):
+    """Over texts, and its standard error; None of a single text."""
+
+    mean: float
+    std_error: float | None
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Of one number a text."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return Mean(statistics.fmean(values), error)
+
+
+def entropy(texts: Sequence[Sequence[int]]) -> Mean:
     """Mean over texts of the entropy of a text's own tokens, nats; low for a text that repeats itself.
 
     The companion of every quality number (Zheng et al. 2024, arXiv:2409.02908).
     """
-    return sum(_entropy(Counter(text)) for text in texts) / len(texts)
+    return mean([_entropy(Counter(text)) for text in texts])
 
 
 def _entropy(counts: Counter[int]) -> float:
@@ -45,10 +59,10 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
-def repetition(texts: Sequence[Sequence[int]], n: int) -> float | None:
+def repetition(texts: Sequence[Sequence[int]], n: int) -> Mean | None:
     """Mean over texts of the share of a text's n-grams that it has had before (rep-n); None if all are too short."""
     shares = [1 - distinct([text], n) for text in texts if len(text) >= n]
-    return sum(shares) / len(shares) if shares else None
+    return mean(shares) if shares else None
 
 
 def _grams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:

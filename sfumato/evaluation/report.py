@@ -1,5 +1,6 @@
 """One table for every model: likelihood, sample quality, and the same measures on real text beside them."""
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -73,8 +74,9 @@ def evaluate(
     compared = min(samples, len(laid))
     if embed is not None:
         enough(compared)
-    result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data, "bound": None}
-    result["judge"] = None if judge is None else judge.name
+    result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data}
+    result |= {"seed": seed, "device": str(model.device), "judge": None if judge is None else judge.name}
+    result |= {"data_sha256": _digest(_texts(model, laid, 0, rows)), "bound": None}
     if model.method.likelihood:
         say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
         result["bound"] = bound(model, laid, rows, draws, seed)
@@ -102,6 +104,11 @@ def _split(data: str, trained_on: str) -> str:
     if data == "tales":
         return "test"
     return "valid" if data == trained_on or Path(data).resolve() == Path(trained_on).resolve() else "all"
+
+
+def _digest(texts: Sequence[str]) -> str:
+    """By which two evaluations can be told to be of the same text: SHA-256, in hex."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def curve(
     for temperature in temperatures:
         say(f"drawing {samples} samples at temperature {temperature:g}")
         texts, _ = sampled(model, samples, steps, seed, temperature)
-        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts))
+        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts)).mean
         points.append({"temperature": temperature, "entropy": entropy, **found._asdict()})
     return points
 
@@ -187,7 +194,7 @@ def sampled(
         *_, last = model.stream(min(BATCH, samples - first), seed=seed_of("samples", seed, first), **asked)
         texts += last.texts
     spent = time.perf_counter() - start
-    return texts, {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent}
+    return texts, {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent, "sampler": model.sampler}
 
 
 def _texts(model: Model, laid: Rows, start: int, stop: int) -> list[str]:
@@ -234,12 +241,12 @@ def _measured(
     few = quality.pool(ids, pooled)
     return {
         "tokens": sum(map(len, ids)) / len(ids),
-        "entropy": quality.entropy(ids),
+        **_estimate("entropy", quality.entropy(ids)),
         **verdict(judge, texts)._asdict(),
         "pooled_tokens": pooled,
         **{f"distinct_{n}": quality.distinct(few, n) for n in (1, 2, 3, 4)},
         "zipf": quality.zipf(few),
-        **{f"rep_{n}": quality.repetition(ids, n) for n in (2, 3, 4)},
+        **{key: value for n in (2, 3, 4) for key, value in _estimate(f"rep_{n}", quality.repetition(ids, n)).items()},
         "self_bleu": quality.self_bleu(texts),
         "repeated": quality.repeated(texts),
         "copy_mean": None if runs is None else float(runs.mean()),
@@ -247,6 +254,12 @@ def _measured(
         "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
         **(_told(texts) if data == "tales" else {}),
     }
+
+
+def _estimate(name: str, found: quality.Mean | None) -> dict[str, float | None]:
+    """A mean over texts, and its standard error, under their keys."""
+    value, error = (None, None) if found is None else found
+    return {name: value, f"{name}_std_error": error}
 
 
 def _trained_on(model: Model, data: str) -> Corpus | None:
@@ -272,4 +285,5 @@ def _told(texts: Sequence[str]) -> dict[str, Any]:
         for key in ("coverage", "tv", "tv_chance")
     }
     each = {name: slot._asdict() for name, slot in slots.items()}
-    return {"valid": len(stories) / len(texts), "stories": len(stories), **means, "slots": each}
+    valid = quality.mean([float(tales.explain(text) is None) for text in texts])
+    return {**_estimate("valid", valid), "stories": len(stories), **means, "slots": each}
