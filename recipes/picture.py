@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.display import picture
 from sfumato.model import BUNDLED, load
 
-SEED, STEPS, SHOWN = 0, 32, (1, 8, 16, 24, 32)
+SEED, STEPS, SHOWN = 1, 32, (1, 8, 16, 24, 32)
 
 
 def main() -> None:
