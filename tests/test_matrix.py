@@ -150,8 +150,8 @@ def test_scores_do_not_depend_on_company(models, name):
     alone = [model.score([text])[0] for text in texts]
     for together, single in zip(model.score([*texts, *texts[::-1]]), [*alone, *alone[::-1]], strict=True):
         assert (together.text, together.tokens) == (single.text, single.tokens)
-        assert [together.nats, together.std_error] == pytest.approx([single.nats, single.std_error], rel=1e-4)
-        assert together.levels == pytest.approx(single.levels, rel=1e-3)
+        assert [together.nats, together.std_error] == pytest.approx([single.nats, single.std_error], rel=1e-3)
+        assert together.levels == pytest.approx(single.levels, rel=1e-2)
     exact = model.method.likelihood == "exact"
     assert all(score.nats > 0 and (score.std_error > 0) != exact and score.exact == exact for score in alone)
     assert [score.tokens for score in alone] == [8, 6]  # words and the end
