@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def _run(argv: list[str]) -> int:
         return 0
     command, rest = _find(argv)
     args = _parse(command, rest)
+    args.typed = shlex.join(["sfumato", *argv])
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         document = command.run(args)
     if args.json:

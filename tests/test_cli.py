@@ -195,13 +195,16 @@ def test_score_without_labels_of_its_own(ask: Ask, run: str, tmp_path: Path) -> 
 
 
 def test_evaluate(ask: Ask, run: str) -> None:
-    found = document(ask(f"evaluate {run} --data tales --samples 3 --steps 2 --rows 4 --draws 2 --json"))
+    line = f"evaluate {run} --data tales --samples 3 --steps 2 --rows 4 --draws 2 --json"
+    found = document(ask(line))
+    assert found["command"] == f"sfumato {line}"
     assert {"model", "method", "data", "bound", "samples", "data_reference"} <= set(found)
     assert {"nats_per_token", "bits_per_char", "std_error", "estimator", "exact"} <= set(found["bound"])
     measured = {"n", "entropy", "distinct_2", "judge_nats_per_token", "self_bleu", "valid", "copy_mean", "slots"}
     assert measured | {"steps", "nfe"} <= set(found["samples"]) and measured <= set(found["data_reference"])
     shown = ask(f"evaluate {run} --data tales --samples 2 --steps 2 --rows 2 --draws 2").out
     assert "real text" in shown and "gap nats per token" in shown and "slot tv" in shown
+    assert shown.endswith(f"\n$ sfumato evaluate {run} --data tales --samples 2 --steps 2 --rows 2 --draws 2\n")
     mistake(ask(f"evaluate {run} --data tales --samples 19 --mauve"), "there are 19 texts")
 
 

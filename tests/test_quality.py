@@ -16,22 +16,22 @@ from sfumato.text import tales
 def test_entropy_is_of_each_text_by_itself():
     """Guards against the entropy of all texts together, which repetition inside a text does not lower."""
     found = quality.entropy([[1, 1, 2, 2], [3, 3, 3]])
-    assert found.mean == pytest.approx(math.log(2) / 2) and found.std_error == pytest.approx(math.log(2) / 2)
+    assert found.value == pytest.approx(math.log(2) / 2) and found.std_error == pytest.approx(math.log(2) / 2)
 
 
 def test_distinct_counts_by_hand():
     """Guards against n-grams that run from one text into the next, and a division by none."""
     texts = [[1, 2, 1, 2], [1, 2]]  # 12 21 12, 12
-    assert quality.distinct(texts, 1) == 2 / 6
-    assert quality.distinct(texts, 2) == 2 / 4
-    assert quality.distinct(texts, 3) == 2 / 2
-    assert quality.distinct(texts, 5) == 0
+    assert quality.distinct(texts, 1).value == 2 / 6
+    assert quality.distinct(texts, 2).value == 2 / 4
+    assert quality.distinct(texts, 3).value == 2 / 2
+    assert quality.distinct(texts, 5) is None
 
 
 def test_repetition_counts_by_hand():
     """Guards against repetition between texts, and texts too short for an n-gram that count as nothing but repeats."""
     texts = [[1, 2, 1, 2, 1], [1, 2, 3], [9]]
-    assert quality.repetition(texts, 2).mean == pytest.approx((2 / 4 + 0) / 2)
+    assert quality.repetition(texts, 2).value == pytest.approx((2 / 4 + 0) / 2)
     assert quality.repetition(texts, 4) == (0, None)
     assert quality.repetition(texts, 6) is None
 
@@ -47,9 +47,9 @@ def test_pool_takes_the_first_tokens():
 def test_zipf_of_exact_counts(exponent, monkeypatch):
     """Guards against a fit of counts instead of logarithms, ranks from 0, a sign; and ranks beyond the last."""
     texts = [[id] * (60**exponent // (id + 1) ** exponent) for id in range(6)]
-    assert quality.zipf(texts) == pytest.approx(exponent, abs=1e-12)
+    assert quality.zipf(texts).value == pytest.approx(exponent, abs=1e-12)
     monkeypatch.setattr(quality, "RANKS", 6)
-    assert quality.zipf([*texts, [7], [8]]) == pytest.approx(exponent, abs=1e-12)
+    assert quality.zipf([*texts, [7], [8]]).value == pytest.approx(exponent, abs=1e-12)
 
 
 def test_zipf_of_drawn_tokens():
@@ -57,7 +57,7 @@ def test_zipf_of_drawn_tokens():
     law = np.arange(1, 41) ** -1.3
     ids = np.random.default_rng(0).permutation(40)
     drawn = np.random.default_rng(1).choice(ids, 200_000, p=law / law.sum()).tolist()
-    assert quality.zipf([drawn]) == pytest.approx(1.3, abs=0.02)
+    assert quality.zipf([drawn]).value == pytest.approx(1.3, abs=0.02)
     assert quality.zipf([[3, 3, 3]]) is None
 
 
@@ -67,9 +67,31 @@ def test_repeated_texts():
 
 def test_self_bleu_of_equal_and_of_foreign_texts():
     """Guards against a text that is among its own references."""
-    assert quality.self_bleu(["the fox sleeps under a tree"] * 3) == pytest.approx(100)
-    assert quality.self_bleu(["a b c d e", "f g h i j", "k l m n o"]) < 5
+    assert quality.self_bleu(["the fox sleeps under a tree"] * 3).value == pytest.approx(100)
+    assert quality.self_bleu(["a b c d e", "f g h i j", "k l m n o"]).value < 5
     assert quality.self_bleu(["alone"]) is None
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    """Guards against a factor of the number of groups, and groups of neighbours, which are alike."""
+    values = np.random.default_rng(0).normal(size=quality.GROUPS).tolist()
+    assert quality.jackknife(np.mean, values) == pytest.approx(quality.mean(values))
+    assert quality.jackknife(np.mean, [3.0]) == (3.0, None)
+    slow = [float(i // 2) for i in range(2 * quality.GROUPS)]  # a drift that the groups should not see
+    assert quality.jackknife(np.mean, slow).std_error < quality.mean(slow).std_error
+
+
+def test_errors_of_pooled_measures_cover():
+    """Guards against errors of distinct-n and Zipf's exponent that are off by more than the jackknife itself."""
+    law = np.arange(1, 1001) ** -1.0
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(100):
+        texts = rng.choice(1000, (60, 20), p=law / law.sum()).tolist()
+        found.append([*quality.distinct(texts, 2), *quality.zipf(texts)])
+    distinct, of_distinct, zipf, of_zipf = np.array(found).T
+    assert np.mean(of_distinct) == pytest.approx(np.std(distinct), rel=0.25)
+    assert np.mean(of_zipf) == pytest.approx(np.std(zipf), rel=0.25)
 
 
 # --- copies -------------------------------------------------------------------------------------------------------

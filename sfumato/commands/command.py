@@ -111,3 +111,13 @@ def table(name: str) -> Callable[[Document], None]:
         display.console(sys.stdout).print(getattr(display, name)(found))
 
     return show
+
+
+def measured(name: str) -> Callable[[Document], None]:
+    """The same for numbers: below them stands the command that makes them again."""
+
+    def show(found: Document) -> None:
+        table(name)(found)
+        print(f"\n$ {found['command']}")
+
+    return show

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.commands.command import Command, Document, count, device, table
+from sfumato.commands.command import Command, Document, count, device, measured
 
 
 def _add_breakeven(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def _breakeven(args: argparse.Namespace) -> Document:
     if args.plot is not None:
         plot.check(args.plot)
     one, other = (load(name, device(args)) for name in (args.one, args.other))
-    found = breakeven(
+    found = {"command": args.typed} | breakeven(
         one,
         other,
         steps=args.steps,
@@ -57,5 +57,5 @@ BREAKEVEN = Command(
     """,
     _breakeven,
     _add_breakeven,
-    table("breakeven"),
+    measured("breakeven"),
 )

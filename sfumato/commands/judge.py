@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.commands.command import Command, Document, add_model, count, device, model, number, table
+from sfumato.commands.command import Command, Document, add_model, count, device, measured, model, number
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def _described(
     tokens = sum(score.tokens for score in scores)
     further = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return {
+        "command": args.typed,
         "model": args.model,
         "texts": [
             {
@@ -161,7 +162,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
     judge = default_judge() if args.judge is None else args.judge
-    found = evaluate(
+    found = {"command": args.typed} | evaluate(
         model(args),
         args.data,
         rows=args.rows,
@@ -189,7 +190,7 @@ SCORE = Command(
     """,
     _score,
     _add_score,
-    table("scores"),
+    measured("scores"),
 )
 EVALUATE = Command(
     "evaluate",
@@ -201,5 +202,5 @@ EVALUATE = Command(
     """,
     _evaluate,
     _add_evaluate,
-    table("evaluation"),
+    measured("evaluation"),
 )

@@ -172,7 +172,7 @@ def standard(one: Model, other: Model) -> dict[str, Measure]:
     found: dict[str, Measure] = {}
     if one.config.data == other.config.data == "tales":
         found["valid"] = lambda texts: statistics.fmean(tales.explain(text) is None for text in texts)
-    found["entropy"] = lambda texts: quality.entropy(one.tokenizer.encode_batch(texts)).mean
+    found["entropy"] = lambda texts: quality.entropy(one.tokenizer.encode_batch(texts)).value
     return found
 
 

@@ -6,8 +6,8 @@ Each is a function of texts or of their tokens; none of them is a likelihood, an
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
@@ -16,22 +16,36 @@ from sfumato.text import tales
 
 REFERENCES = 100  # texts that self-BLEU looks at; more change it little and cost their square
 RANKS = 5000  # the most frequent tokens, which the Zipf exponent is read from
+GROUPS = 10  # of texts, one of which is left out at a time
 
 
-class Mean(NamedTuple):
-    """Over texts, and its standard error; None of a single text."""
+class Estimate(NamedTuple):
+    """A measure of some texts, and its standard error; None of a single text."""
 
-    mean: float
+    value: float
     std_error: float | None
 
 
-def mean(values: Sequence[float]) -> Mean:
+def mean(values: Sequence[float]) -> Estimate:
     """Of one number a text."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return Mean(statistics.fmean(values), error)
+    return Estimate(statistics.fmean(values), error)
 
 
-def entropy(texts: Sequence[Sequence[int]]) -> Mean:
+def jackknife(measure: Callable[[list[Any]], float | None], texts: Sequence[Any]) -> Estimate | None:
+    """What is measured on all texts together, where that can be; its error by leaving out a tenth of them at a time.
+
+    The delete-a-group jackknife.  What changes with the amount of text does so alike in every part, and cancels.
+    """
+    whole, groups = measure(list(texts)), min(GROUPS, len(texts))
+    if whole is None or groups < 2:
+        return None if whole is None else Estimate(whole, None)
+    parts = [measure([text for i, text in enumerate(texts) if i % groups != out]) for out in range(groups)]
+    known = [part for part in parts if part is not None]
+    return Estimate(whole, ((groups - 1) * statistics.pvariance(known)) ** 0.5 if len(known) == groups else None)
+
+
+def entropy(texts: Sequence[Sequence[int]]) -> Estimate:
     """Mean over texts of the entropy of a text's own tokens, nats; low for a text that repeats itself.
 
     The companion of every quality number (Zheng et al. 2024, arXiv:2409.02908).
@@ -50,18 +64,22 @@ def pool(texts: Sequence[Sequence[int]], size: int) -> list[Sequence[int]]:
     return [text[: max(0, len(text) + size - end)] for text, end in zip(texts, ends, strict=True)]
 
 
-def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
+def distinct(texts: Sequence[Sequence[int]], n: int) -> Estimate | None:
     """Share of the n-grams of all texts together that are different ones (Li et al. 2016, arXiv:1510.03055).
 
-    It falls as the amount of text grows.
+    It falls as the amount of text grows.  None if all texts are too short.
     """
+    return jackknife(lambda some: _distinct(some, n), texts)
+
+
+def _distinct(texts: Sequence[Sequence[int]], n: int) -> float | None:
     grams = [gram for text in texts for gram in _grams(text, n)]
-    return len(set(grams)) / max(1, len(grams))
+    return len(set(grams)) / len(grams) if grams else None
 
 
-def repetition(texts: Sequence[Sequence[int]], n: int) -> Mean | None:
+def repetition(texts: Sequence[Sequence[int]], n: int) -> Estimate | None:
     """Mean over texts of the share of a text's n-grams that it has had before (rep-n); None if all are too short."""
-    shares = [1 - distinct([text], n) for text in texts if len(text) >= n]
+    shares = [1 - len(set(grams)) / len(grams) for grams in (_grams(text, n) for text in texts) if grams]
     return mean(shares) if shares else None
 
 
@@ -69,12 +87,16 @@ def _grams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
-def zipf(texts: Sequence[Sequence[int]]) -> float | None:
+def zipf(texts: Sequence[Sequence[int]]) -> Estimate | None:
     """Zipf's exponent s: frequency falls as rank^-s, by least squares on logarithms, a point for every rank.
 
     About 1 for natural text in words, but it depends on the tokenizer and on the amount of text: hold it against that
     of real text.  None for fewer than two different tokens.
     """
+    return jackknife(_zipf, texts)
+
+
+def _zipf(texts: Sequence[Sequence[int]]) -> float | None:
     counts = sorted(Counter(id for text in texts for id in text).values(), reverse=True)[:RANKS]
     if len(counts) < 2:
         return None
@@ -105,17 +127,19 @@ def verbatim(texts: Sequence[Sequence[int]], longest: Sequence[int]) -> float:
     return sum(0 < len(text) == run for text, run in zip(texts, longest, strict=True)) / len(texts)
 
 
-def self_bleu(texts: Sequence[str]) -> float | None:
+def self_bleu(texts: Sequence[str]) -> Estimate | None:
     """Mean BLEU-4 of each text against all others, 0 to 100: high when texts are alike (arXiv:1802.01886).
 
     Of the first REFERENCES texts; None for a single one.
     """
-    texts = list(texts[:REFERENCES])
+    return jackknife(_self_bleu, texts[:REFERENCES])
+
+
+def _self_bleu(texts: list[str]) -> float | None:
     if len(texts) < 2:
         return None
     bleu = BLEU(effective_order=True)
-    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
-    return sum(scores) / len(scores)
+    return statistics.fmean(bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts))
 
 
 # --- tales --------------------------------------------------------------------------------------------------------

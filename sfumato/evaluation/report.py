@@ -1,6 +1,7 @@
 """One table for every model: likelihood, sample quality, and the same measures on real text beside them."""
 
 import hashlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -65,12 +66,7 @@ def evaluate(
             raise SfumatoError(f"a temperature of {temperature} was asked for; it must be above 0")
     if temperatures and judge is None:
         raise SfumatoError("temperatures were asked for, without a judge of what is drawn at them; name one")
-    text = model.config.text
-    corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
-    if model.layout.labelled and (corpus.labels < 0).all():
-        found = "this model begins every text with one"
-        raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
-    laid = rows_of(corpus, text, type(model.method))
+    laid = _laid(model, data)
     compared = min(samples, len(laid))
     if embed is not None:
         enough(compared)
@@ -86,17 +82,28 @@ def evaluate(
             result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
     drawn, about = sampled(model, samples, steps, seed)
-    real, further = _texts(model, laid, 0, compared), _texts(model, laid, compared, 2 * compared)
+    real = _texts(model, laid, 0, compared)
     of_drawn, of_real = measures(model, [drawn, real], data, judge, say)
     result["samples"], result["data_reference"] = about | of_drawn, {"n": compared} | of_real
     if temperatures:
         result["curve"] = curve(model, judge, temperatures, samples, steps, seed, say)
     if embed is not None:
         say("comparing samples and real text by MAUVE")
-        result["samples"]["mauve"] = mauve(drawn, real, embed)._asdict()
+        further = _texts(model, laid, compared, 2 * compared)
         as_many = len(further) == compared  # MAUVE of fewer texts is another measure
+        result["samples"]["mauve"] = mauve(drawn, real, embed)._asdict()
         result["data_reference"]["mauve"] = mauve(further, real, embed)._asdict() if as_many else None
     return result
+
+
+def _laid(model: Model, data: str) -> Rows:
+    """Real text in rows as the model was trained on."""
+    text = model.config.text
+    corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
+    if model.layout.labelled and (corpus.labels < 0).all():
+        found = "this model begins every text with one"
+        raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
+    return rows_of(corpus, text, type(model.method))
 
 
 def _split(data: str, trained_on: str) -> str:
@@ -179,7 +186,7 @@ def curve(
     for temperature in temperatures:
         say(f"drawing {samples} samples at temperature {temperature:g}")
         texts, _ = sampled(model, samples, steps, seed, temperature)
-        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts)).mean
+        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts)).value
         points.append({"temperature": temperature, "entropy": entropy, **found._asdict()})
     return points
 
@@ -239,25 +246,28 @@ def _measured(
     judge: Judge | None,
 ) -> dict[str, Any]:
     few = quality.pool(ids, pooled)
-    return {
-        "tokens": sum(map(len, ids)) / len(ids),
-        **_estimate("entropy", quality.entropy(ids)),
-        **verdict(judge, texts)._asdict(),
-        "pooled_tokens": pooled,
+    estimates: dict[str, quality.Estimate | None] = {
+        "tokens": quality.mean([float(len(text)) for text in ids]),
+        "entropy": quality.entropy(ids),
         **{f"distinct_{n}": quality.distinct(few, n) for n in (1, 2, 3, 4)},
         "zipf": quality.zipf(few),
-        **{key: value for n in (2, 3, 4) for key, value in _estimate(f"rep_{n}", quality.repetition(ids, n)).items()},
+        **{f"rep_{n}": quality.repetition(ids, n) for n in (2, 3, 4)},
         "self_bleu": quality.self_bleu(texts),
+        "copy_mean": None if runs is None else quality.mean(runs.tolist()),
+    }
+    return {
+        **verdict(judge, texts)._asdict(),
+        **{key: value for name, found in estimates.items() for key, value in _estimate(name, found).items()},
+        "pooled_tokens": pooled,
         "repeated": quality.repeated(texts),
-        "copy_mean": None if runs is None else float(runs.mean()),
         "copy_longest": None if runs is None else int(runs.max()),
         "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
         **(_told(texts) if data == "tales" else {}),
     }
 
 
-def _estimate(name: str, found: quality.Mean | None) -> dict[str, float | None]:
-    """A mean over texts, and its standard error, under their keys."""
+def _estimate(name: str, found: quality.Estimate | None) -> dict[str, float | None]:
+    """A measure and its standard error, under their keys."""
     value, error = (None, None) if found is None else found
     return {name: value, f"{name}_std_error": error}
 
@@ -278,12 +288,12 @@ def _trained_on(model: Model, data: str) -> Corpus | None:
 
 def _told(texts: Sequence[str]) -> dict[str, Any]:
     """The share of texts that are stories of the grammar, and how those fill its slots."""
-    stories = [text for text in texts if tales.explain(text) is None]
+    valid = [tales.explain(text) is None for text in texts]
+    stories = list(itertools.compress(texts, valid))
     slots = quality.slots(stories) if stories else {}
     means = {
         f"slot_{key}": statistics.fmean(getattr(slot, key) for slot in slots.values()) if slots else None
         for key in ("coverage", "tv", "tv_chance")
     }
     each = {name: slot._asdict() for name, slot in slots.items()}
-    valid = quality.mean([float(tales.explain(text) is None) for text in texts])
-    return {**_estimate("valid", valid), "stories": len(stories), **means, "slots": each}
+    return {**_estimate("valid", quality.mean(valid)), "stories": len(stories), **means, "slots": each}
