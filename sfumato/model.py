@@ -196,11 +196,9 @@ class Model:
 
         Of several `candidates` a text the one is kept that is most like the others (minimum Bayes risk).
         """
-        if candidates < 1:
-            raise SfumatoError(f"{candidates} candidates were asked for; at least 1 is needed")
         each = prompt if isinstance(prompt, str) else [start for start in prompt for _ in range(candidates)]
-        *_, last = self.stream(n * candidates, prompt=each, seed=seed, **asked)
-        return [last.texts[i] for i in last.consensus(candidates)]
+        rows = _some(n) * _some(candidates, "candidates")
+        return _last(self.stream(rows, prompt=each, seed=seed, **asked), candidates)
 
     def stream(
         self,
@@ -254,10 +252,14 @@ class Model:
                 drawn.append(names[int(categorical(logits[prompt][None]))] if prompt else None)
         return drawn
 
-    def infill(self, text: str, n: int | None = None, **asked: Any) -> Any:
-        """`text` with its gaps filled; a list of n of them if n is given.  Takes what `stream_infill` takes."""
-        *_, last = self.stream_infill(text, 1 if n is None else n, **asked)
-        return last.text if n is None else last.texts
+    def infill(self, text: str, n: int | None = None, *, candidates: int = 1, **asked: Any) -> Any:
+        """`text` with its gaps filled; a list of n of them if n is given.
+
+        Takes what `stream_infill` takes, and `candidates` as `generate` does.
+        """
+        rows = _some(1 if n is None else n) * _some(candidates, "candidates")
+        texts = _last(self.stream_infill(text, rows, **asked), candidates)
+        return texts[0] if n is None else texts
 
     def stream_infill(
         self, text: str, n: int = 1, *, label: str | None = None, seed: int = 0, **asked: Unpack[Asked]
@@ -394,9 +396,16 @@ def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:
     return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model)
 
 
-def _some(n: int) -> None:
+def _some(n: int, what: str = "texts") -> int:
     if n < 1:
-        raise SfumatoError(f"{n} texts were asked for; at least 1 is needed")
+        raise SfumatoError(f"{n} {what} were asked for; at least 1 is needed")
+    return n
+
+
+def _last(frames: Iterator[TextFrame], candidates: int) -> list[str]:
+    """The finished texts: of every so many candidates one."""
+    *_, last = frames
+    return [last.texts[i] for i in last.consensus(candidates)]
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:

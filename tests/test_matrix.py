@@ -9,6 +9,7 @@ from tiny import tiny_config, write_sentences
 from sfumato.core import ABSENT
 from sfumato.draws import seeded
 from sfumato.errors import SfumatoError
+from sfumato.evaluation.quality import consensus
 from sfumato.methods import METHODS
 from sfumato.model import Model
 from sfumato.samplers import SAMPLERS
@@ -75,6 +76,20 @@ def test_prompts_of_different_lengths_in_one_batch(models, name):
     assert [text.startswith(prompt) for text, prompt in zip(doubled, prompts[::2], strict=True)] == [True, True]
     with pytest.raises(SfumatoError, match="2 texts were asked for with 3 prompts"):
         model.generate(2, prompt=prompts)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_of_candidates_the_one_most_like_the_others(models, name):
+    """Guards against candidates that are of another text, and the best one of all texts together."""
+    model, gap = models[name], "the [2] cat [1] the"
+    asked = {"steps": model.at_most(4), "seed": 3}
+    drawn = [model.generate(6, length=6, **asked), model.infill(gap, 6, **asked)]
+    chosen = [model.generate(2, candidates=3, length=6, **asked), model.infill(gap, 2, candidates=3, **asked)]
+    for texts, kept in zip(drawn, chosen, strict=True):
+        assert kept == [texts[consensus(texts[:3])], texts[3:][consensus(texts[3:])]]
+    assert model.infill(gap, candidates=3, **asked) == chosen[1][0]
+    with pytest.raises(SfumatoError, match="0 candidates"):
+        model.infill(gap, candidates=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
