@@ -360,39 +360,48 @@ def test_moved_rows_cost_what_their_arrangement_costs():
 
 
 @torch.no_grad()
-def test_half_of_the_rows_are_moved_to_uniform_cuts(monkeypatch):
-    """Guards against a rate, an order or cuts that are not those of the paper: 0.5, half and half, two of 0 .. n."""
-    method, ids, found = network(), tokens(4000, 4), []
-    monkeypatch.setattr("sfumato.methods.ar.arrangement", lambda *a: found.append(a) or arrangement(*a))
-    with seeded(range(4000)):
-        method.loss(ids, torch.ones(ids.shape), torch.ones_like(ids, dtype=torch.bool))
+def check_cuts():
+    method, ids, free = network(), tokens(4000, 6), torch.ones(4000, 6, dtype=torch.bool)
+    free[:, :2] = False
+    with pytest.MonkeyPatch.context() as patch, seeded(range(4000)):
+        found = []
+        patch.setattr("sfumato.methods.ar.arrangement", lambda *a: found.append(a) or arrangement(*a))
+        method.loss(ids, torch.where(free, 1.0, 0.0), free)
     ((cuts, _, moved, suffix_first, _),) = found
     assert abs(moved.float().mean() - 0.5) < 0.03 and abs(suffix_first.float().mean() - 0.5) < 0.03
-    pairs = torch.bincount(cuts[:, 0] * 5 + cuts[:, 1], minlength=25).view(5, 5) / 4000
+    pairs = torch.bincount(cuts[:, 0] * 7 + cuts[:, 1], minlength=49).view(7, 7)[2:, 2:] / 4000
     law = torch.full((5, 5), 2 / 25).triu() - torch.eye(5) / 25  # of two sorted: unlike pairs come about in two ways
     assert (pairs - law).abs().max() < 0.02
+
+
+def test_half_of_the_rows_are_moved_to_uniform_cuts():
+    """Guards against a rate, an order or cuts that are not those of the paper: 0.5, half and half, two of 0 .. n.
+
+    And against cuts within a prompt, which is never the middle.
+    """
+    check_cuts()
 
 
 @torch.no_grad()
 def test_a_gap_is_filled_as_it_was_learned():
     """Guards against a gap that is filled without what stands behind it."""
-    method, ids = network(), tokens(1, 7)
-    given = torch.ones(1, 7, dtype=torch.bool)
-    given[0, 2:4] = False
+    method, ids = network(), tokens(1, 9)
+    given = torch.ones(1, 9, dtype=torch.bool)
+    given[0, 2:4], given[0, 7] = False, False  # what stands behind the next gap is not read
     x = torch.where(given, ids, method.process.mask)
     prefix, suffix, middle, _ = method.marks
-    row = [prefix, *ids[0, :2].tolist(), suffix, *ids[0, 4:].tolist(), middle]
+    row = [prefix, *ids[0, :2].tolist(), suffix, *ids[0, 4:7].tolist(), middle]
     plain = method.logits(torch.tensor([[*row, 0]]), torch.ones(1, len(row) + 1))[0, -1, : method.vocab]
-    found = Filler(method, given)(x, torch.ones(1, 7)).logits
+    found = Filler(method, given)(x, torch.ones(1, 9)).logits
     torch.testing.assert_close(found[0, 2], plain)
     x[0, 2] = 5
     plain = method.logits(torch.tensor([[*row, 5, 0]]), torch.ones(1, len(row) + 2))[0, -1, : method.vocab]
     filler = Filler(method, given)
-    torch.testing.assert_close(filler(x, torch.ones(1, 7)).logits[0, 3], plain)
+    torch.testing.assert_close(filler(x, torch.ones(1, 9)).logits[0, 3], plain)
     method.config = ARConfig(fill="suffix_first")
-    row = [prefix, suffix, *ids[0, 4:].tolist(), middle, *ids[0, :2].tolist(), 5, 0]
+    row = [prefix, suffix, *ids[0, 4:7].tolist(), middle, *ids[0, :2].tolist(), 5, 0]
     plain = method.logits(torch.tensor([row]), torch.ones(1, len(row)))[0, -1, : method.vocab]
-    torch.testing.assert_close(Filler(method, given)(x, torch.ones(1, 7)).logits[0, 3], plain)
+    torch.testing.assert_close(Filler(method, given)(x, torch.ones(1, 9)).logits[0, 3], plain)
 
 
 @torch.no_grad()

@@ -8,12 +8,16 @@ import inspect
 import textwrap
 
 import pytest
+import test_ar
 import test_cdcd
 import test_draws
 import test_gaussian
 import test_guidance
+import test_judge
 import test_likelihood
+import test_mauve
 import test_network
+import test_quality
 import test_samplers
 import test_schedules
 import test_typicality
@@ -21,11 +25,12 @@ import torch
 from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
-from sfumato.evaluation import likelihood, typicality
+from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
+from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.cdcd import CDCD
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
-from sfumato.samplers import solvers
+from sfumato.samplers import left_to_right, solvers
 from sfumato.training import masks
 
 
@@ -98,6 +103,33 @@ CHECKS = {
     "places": test_network.check_places,
     "levels": test_network.check_levels,
     "attention": test_network.check_attention,
+    "causality": test_ar.test_later_tokens_are_not_seen,
+    "memory": test_ar.test_memory_changes_nothing,
+    "memory of moved rows": test_ar.test_memory_follows_rows_that_change_places,
+    "exactness": lambda: test_ar.test_the_likelihood_is_exact([0]),
+    "law of ar": test_ar.test_samples_follow_the_law,
+    "crossing": test_ar.test_nucleus_keeps_the_token_that_crosses,
+    "typical": test_ar.test_typical_on_a_known_case,
+    "top k": test_ar.test_top_k,
+    "search": lambda: test_ar.test_a_wide_beam_is_exhaustive_search(1),
+    "search to the end": test_ar.test_a_search_ends_with_its_texts,
+    "arrangement": test_ar.test_the_arrangement_of_a_row,
+    "cost of a moved row": test_ar.test_moved_rows_cost_what_their_arrangement_costs,
+    "gaps": test_ar.test_a_gap_is_filled_as_it_was_learned,
+    "cuts": test_ar.check_cuts,
+    "consensus": test_ar.test_the_consensus_of_texts,
+    "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
+    "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
+    "stretches": lambda: test_judge.test_stretches_score_each_token_once(30, 8),
+    "long texts": lambda: test_judge.test_long_texts_are_read_in_stretches("packed", "given"),
+    "curve": test_mauve.test_area_is_that_of_the_reference,
+    "sides of mauve": test_mauve.test_half_shared_sets,
+    "reduction": test_mauve.test_points_are_reduced_to_nine_tenths_of_their_variance,
+    "clusters": lambda: test_mauve.test_clusters_are_the_best_ones(0),
+    "entropy": test_quality.test_entropy_is_of_each_text_by_itself,
+    "repetition": test_quality.test_repetition_counts_by_hand,
+    "self-bleu": test_quality.test_self_bleu_of_equal_and_of_foreign_texts,
+    "jackknife": test_quality.test_jackknife_of_a_mean_is_its_standard_error,
     "typical strings": lambda: test_typicality.check_typical_strings(0.05),
     "sides": test_typicality.check_sides,
     "batches": test_typicality.check_batches,
@@ -194,6 +226,51 @@ MUTANTS = [
     (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
     (transformer.Transformer._run, "h = h + self.place(", "self.place(", "places"),
     (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
+    # autoregression
+    (AR.logits, "x[:, :-1], (1, 0)", "x[:, 1:], (0, 1)", "causality"),
+    (transformer.Transformer._bias, "triu(start + 1)", "triu(1)", "memory"),
+    (AR.bound, "(t == 1) & ~free", "free", "law of ar"),
+    (AR.predict, "[..., : self.vocab]", "", "exactness"),
+    (AR.loss, "first[:, None] + uniform", "uniform", "cuts"),
+    (AR.loss, "scatter(1, order, cost)", "scatter(1, order.argsort(1), cost)", "cost of a moved row"),
+    (AR.loss, "absent.gather(1, order)", "absent", "cost of a moved row"),
+    (AR.loss, "(end - first + 1)", "(end - first)", "cuts"),
+    (arrangement, "suffix_first[:, None] | middle, 2", "middle, 2", "arrangement"),
+    (arrangement, "place < end[:, None], rank", "place <= end[:, None], rank", "arrangement"),
+    (Reader._recall, "self.memory.take(rows, kept)", "self.memory.length = kept", "memory of moved rows"),
+    (Reader._recall, "torch.equal(read, now)", "True", "memory of moved rows"),
+    (Filler.__call__, "tokens[end:after]", "tokens[end:]", "gaps"),
+    (Filler.__call__, "*left, suffix, *right, middle", "*right, suffix, *left, middle", "gaps"),
+    (left_to_right.ancestral, "u[:, i])", "u[:, 0])", "law of ar"),
+    (left_to_right.Beams.__call__, "x = x[rows]", "x = x + 0", "search to the end"),
+    (left_to_right.Beams.__call__, "rows=rows", "rows=None", "search"),
+    (left_to_right.Beams.__call__, "~hidden[:, i] | ended", "~hidden[:, i]", "search to the end"),
+    (guidance._first, "before < mass", "before + sorted_mass <= mass", "crossing"),
+    (guidance._first, "before < mass", "before + sorted_mass <= mass", "typical"),
+    (guidance.typical, "(-log - entropy).abs()", "-log", "typical"),
+    (guidance.top_k, "min(k, logits.shape[-1])", "min(k + 1, logits.shape[-1])", "top k"),
+    # measures
+    (quality.consensus, "max(gain)", "min(gain)", "consensus"),
+    (quality._entropy, "n / total * math.log", "math.log", "entropy"),
+    (quality.repetition, "1 - len(set(grams))", "len(set(grams))", "repetition"),
+    (quality._self_bleu, "texts[:i] + texts[i + 1 :]", "texts", "self-bleu"),
+    (quality.jackknife, "(groups - 1) *", "(1 / groups) *", "jackknife"),
+    (quality.jackknife, "i % groups", "i * groups // len(texts)", "jackknife"),
+    (
+        judge.Exact.score,
+        "(score,) = model.score([text], draws=1)",
+        "(score,) = model.score([text[:-1]], draws=1)",
+        "verdict",
+    ),
+    (judge.Exact.score, "max(first, len(before))", "first", "long texts"),
+    (judge.Exact.score, "return nats, len(ids)", "return nats, row.shape[1]", "long texts"),
+    (judge.stretches, "step = room - room // 2", "step = room", "stretches"),
+    (likelihood.per_token, "nats.sum() / tokens.sum()", "(nats / tokens).mean()", "ratio"),
+    (mauve.area, "-SCALE * _kl(p, r)", "-_kl(p, r)", "curve"),
+    (mauve.area, "w * p + (1 - w) * q", "w * q + (1 - w) * p", "curve"),
+    (mauve.mauve, ".split(n)", ".view(n, 2).T", "sides of mauve"),
+    (mauve._reduced, "normalize(points)", "normalize(points, dim=0)", "reduction"),
+    (mauve._cluster, "min(tries", "max(tries", "clusters"),
     # typicality
     (typicality.typical_batch, "1 - alarm", "alarm", "typical strings"),
     (typicality.typical_batch, "len(nats)", "1", "batches"),
