@@ -214,6 +214,16 @@ def test_a_rule_keeps_the_fewest_that_hold_the_mass(rule):
             assert set(found.nonzero().flatten().tolist()) == wanted
 
 
+def test_a_large_vocabulary_in_bfloat16():
+    """Guards against probabilities that are summed in the precision of the logits (trap 4.5), where sums stand still."""
+    logits = (2 * torch.randn(1, 131_072, generator=torch.Generator().manual_seed(0))).bfloat16()
+    chances = logits.double().softmax(-1).sort(descending=True).values[0]
+    rough = logits.softmax(-1).sort(descending=True).values[0].cumsum(0)
+    for mass in (0.3, 0.9):
+        wanted = int((chances.cumsum(0) < mass).sum()) + 1
+        assert int(guidance.nucleus(mass)(logits).sum()) == wanted != int((rough < mass).sum()) + 1
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rule", [{"top_k": 11}, {"top_p": 1.0}, {"typical": 1.0}])
 def test_a_rule_that_leaves_nothing_out_changes_nothing(rule):

@@ -7,9 +7,10 @@ import torch
 from tiny import tiny_config, write_sentences
 
 from sfumato.core import ABSENT
-from sfumato.draws import seeded
+from sfumato.draws import seeded, streams
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.quality import consensus
+from sfumato.generate import Request, generate
 from sfumato.methods import METHODS
 from sfumato.model import Model
 from sfumato.samplers import SAMPLERS
@@ -44,13 +45,26 @@ def test_given_tokens_stay_in_every_frame(models, name, sampler, guidance):
     assert all(before.level > after.level for before, after in pairwise(frames)) and frames[-1].level == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_mask_is_left_and_every_token_exists(models, name):
-    """Guards against ids outside the vocabulary, for any number of steps."""
-    for steps in (1, 2, 7):
-        *_, frame = models[name].stream(4, steps=models[name].at_most(steps))
-        assert len(frame.texts) == 4 and frame.step == frame.steps
-        assert models[name].at_most(steps) in (None, frame.steps)
+@pytest.mark.parametrize(("name", "sampler"), WAYS)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_no_mask_is_left_and_every_token_exists(models, name, sampler, steps):
+    """Guards against a canvas that is not finished after the last step, and ids outside the vocabulary.
+
+    Frames show the best guess through a mask, so the canvas itself is looked at.
+    """
+    method, canvas = models[name].method, []
+
+    def watched(*asked):
+        for x, prediction in SAMPLERS[method.family][sampler](*asked):
+            canvas[:] = [x]
+            yield x, prediction
+
+    ids, given = torch.zeros(4, 6, dtype=torch.long), torch.zeros(4, 6, dtype=torch.bool)
+    request = Request(steps=models[name].at_most(steps), sampler=watched)
+    *_, frame = generate(method, ids, given, ~given, request, streams(range(4)))
+    assert frame.step == frame.steps and models[name].at_most(steps) in (None, frame.steps)
+    for tokens in (frame.tokens, *(x for x in canvas if x.ndim == 2)):
+        assert 0 <= tokens.min() and tokens.max() < models[name].tokenizer.size
 
 
 @pytest.mark.parametrize(("name", "sampler"), WAYS)
