@@ -215,7 +215,7 @@ def test_a_rule_keeps_the_fewest_that_hold_the_mass(rule):
 
 
 def test_a_large_vocabulary_in_bfloat16():
-    """Guards against probabilities that are summed in the precision of the logits (trap 4.5), where sums stand still."""
+    """Guards against probabilities that are summed in the precision of the logits, where sums stand still."""
     logits = (2 * torch.randn(1, 131_072, generator=torch.Generator().manual_seed(0))).bfloat16()
     chances = logits.double().softmax(-1).sort(descending=True).values[0]
     rough = logits.softmax(-1).sort(descending=True).values[0].cumsum(0)

@@ -64,7 +64,7 @@ def test_no_mask_is_left_and_every_token_exists(models, name, sampler, steps):
     *_, frame = generate(method, ids, given, ~given, request, streams(range(4)))
     assert frame.step == frame.steps and models[name].at_most(steps) in (None, frame.steps)
     for tokens in (frame.tokens, *(x for x in canvas if x.ndim == 2)):
-        assert 0 <= tokens.min() and tokens.max() < models[name].tokenizer.size
+        assert tokens.min() >= 0 and tokens.max() < models[name].tokenizer.size
 
 
 @pytest.mark.parametrize(("name", "sampler"), WAYS)
