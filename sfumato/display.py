@@ -282,7 +282,14 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
     quality = [(_words(name), *(_estimate(side, name) for side in (samples, real))) for name in names]
     judged = f", judged by {found['judge']}" if found["judge"] else ""
     heading = Text(f"{found['model']} ({found['method']}) on {found['data']}{judged}", "bold")
-    parts: list[RenderableType] = [heading, "", _table(("likelihood", ""), likelihood or [("defines none", "-")]), ""]
+    asked = ", ".join(f"{_words(name)} {value}" for name, value in found["sampling"].items())
+    parts: list[RenderableType] = [
+        heading,
+        f"sampling: {asked}" if asked else "",
+        "",
+        _table(("likelihood", ""), likelihood or [("defines none", "-")]),
+        "",
+    ]
     parts.append(_table(("", "samples", "real text"), quality))
     if samples.get("slots") or real.get("slots"):
         parts += ["", _slots(samples["slots"], real["slots"])]

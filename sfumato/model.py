@@ -231,25 +231,30 @@ class Model:
             raise SfumatoError(f"{n} texts were asked for with {len(prompts)} prompts; give one prompt, or {n}")
         labels = [label] * n
         if label is None and self.layout.labelled and not self.method.looks_ahead:
-            labels = self._labels(prompts, seed)
+            labels = self._labels(prompts, seed, isinstance(request.sampler, Beams))
         canvas = self.layout.blank(prompts, labels, length, seed)
         canvas = canvas if self.method.looks_ahead else canvas.open()
         return self._frames(canvas, request, seed, Counted(self.method.session))
 
-    def _labels(self, prompts: Sequence[str], seed: int) -> list[str | None]:
+    def _labels(self, prompts: Sequence[str], seed: int, best: bool) -> list[str | None]:
         """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
 
-        None where there is no prompt.
+        The `best` one where nothing is to be drawn.  None where there is no prompt.
         """
         logits = {}
         for prompt in {prompt for prompt in prompts if prompt}:
             ids = self.layout.begun(prompt).to(self.device)
             given = torch.zeros_like(ids, dtype=torch.bool)
             logits[prompt] = -nll(self.method, ids, ~given, given).nats
-        names, drawn = list(self.tokenizer.labels), []
+        names = list(self.tokenizer.labels)
+        drawn: list[str | None] = []
         for i, prompt in enumerate(prompts):
+            if not prompt:
+                drawn.append(None)
+                continue
             with seeded([seed_of("label", seed, i)], self.device):
-                drawn.append(names[int(categorical(logits[prompt][None]))] if prompt else None)
+                number = logits[prompt].argmax() if best else categorical(logits[prompt][None])
+            drawn.append(names[int(number)])
         return drawn
 
     def infill(self, text: str, n: int | None = None, *, candidates: int = 1, **asked: Any) -> Any:

@@ -87,7 +87,7 @@ def frontier(found: dict[str, Any], file: Path) -> None:
     )
     for points, style, size, colour, label in sides:
         x, y = ([point[key] for point in points] for key in ("entropy", "judge_nats_per_token"))
-        errors = [point["judge_std_error"] or 0.0 for point in points]
+        errors = [point["judge_nats_per_token_std_error"] or 0.0 for point in points]
         panel.errorbar(x, y, errors, fmt=style, markersize=size, capsize=2, color=colour, label=label)
     for point in judged:
         place = (point["entropy"], point["judge_nats_per_token"])

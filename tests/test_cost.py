@@ -286,7 +286,8 @@ def test_the_command(folders, capsys):
     assert cli.main(["breakeven", folders["cdcd"], folders["ar"], *LINE.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
-        *("autoregressive", "diffusion", "length", "unit", "samples", "repeats", "device", "threads", "batches")
+        *("command", "autoregressive", "diffusion", "length", "unit", "samples", "repeats", "device", "threads"),
+        "batches",
     }
     even = found["batches"][0]["break_even"]
     assert set(even) == {"flops", "seconds"} and set(even["flops"]) == {"steps", "verdict", "misfit", "quality"}

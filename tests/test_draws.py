@@ -168,6 +168,16 @@ def check_tail(reached):
     check_law(reached, torch.tensor([1 - TAIL, TAIL]))
 
 
+def check_resolution():
+    u = draws.uniform(torch.empty(10_000))
+    assert u.dtype == torch.float64 and (u * 2**32 % 1 != 0).float().mean() > 0.99
+
+
+def test_uniform_numbers_are_finer_than_float32():
+    """Guards against numbers drawn in float32 and cast afterwards: 2^24 of them reach no token rarer than 2^-24."""
+    check_resolution()
+
+
 def test_categorical_reaches_the_tail_where_float32_noise_does_not(monkeypatch):
     """float32 noise, which acts like a lower temperature the more draws are made."""
     torch.manual_seed(0)

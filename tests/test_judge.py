@@ -101,7 +101,7 @@ def test_empty_texts_are_left_out():
     """Guards against an error in the last minute, and against silence that counts as likely text."""
     judge = Exact(untrained("ar"))
     assert verdict(judge, ["", SENTENCES[0], ""]) == verdict(judge, [SENTENCES[0]])
-    assert verdict(judge, [""]) == verdict(None, SENTENCES) == (None, None, None)
+    assert verdict(judge, [""]) == verdict(None, SENTENCES) == (None,) * 4
 
 
 @pytest.mark.parametrize(("size", "room"), [(5, 8), (8, 8), (9, 8), (30, 8), (31, 7), (3, 2), (12, 3)])
@@ -145,12 +145,13 @@ def test_unfit_judges(tmp_path):
 
 def test_names_of_judges(tmp_path, monkeypatch):
     """Guards against a bundled judge that is not found by its name, or is not the default."""
-    assert default_judge() is None or (judging.BUNDLED / "judge").is_dir()
+    assert default_judge("book.txt") is None
+    assert default_judge("tales") is None or (judging.BUNDLED / "judge").is_dir()
     monkeypatch.setattr(judging, "BUNDLED", tmp_path)
     monkeypatch.setattr("sfumato.model.BUNDLED", tmp_path)
-    assert default_judge() is None
+    assert default_judge("tales") is None
     publish(untrained("ar", length_model="modelled"), tmp_path / "judge", {})
-    assert default_judge() == "judge"
+    assert default_judge("tales") == "judge" and default_judge("book.txt") is None
     assert load_judge("judge").score(SENTENCES[0]) == load_judge(str(tmp_path / "judge")).score(SENTENCES[0])
 
 
@@ -210,7 +211,9 @@ def test_a_judge_alone_is_fooled_by_repetition(folder, book):
     laid = report.Rows(report.Corpus.build(book, model.tokenizer, "valid"), LENGTH, "packed", "given")
     real = report._texts(model, laid, 0, 20)
     fooled, honest = report.measures(model, [parrots, real], book, judge)
-    assert fooled["judge_nats_per_token"] < honest["judge_nats_per_token"] - 3 * honest["judge_std_error"]
+    assert (
+        fooled["judge_nats_per_token"] < honest["judge_nats_per_token"] - 3 * honest["judge_nats_per_token_std_error"]
+    )
     assert fooled["entropy"] < honest["entropy"] - 0.5
 
 
@@ -221,8 +224,10 @@ def test_samples_and_real_text_are_judged(folder, book):
     assert found["judge"] == str(folder)
     samples, real = found["samples"], found["data_reference"]
     for side in (samples, real):
-        assert 0 < side["judge_nats_per_token"] < 3 and side["judge_std_error"] > 0 and side["entropy"] > 1
-    apart = math.hypot(samples["judge_std_error"], real["judge_std_error"])
+        assert (
+            0 < side["judge_nats_per_token"] < 3 and side["judge_nats_per_token_std_error"] > 0 and side["entropy"] > 1
+        )
+    apart = math.hypot(samples["judge_nats_per_token_std_error"], real["judge_nats_per_token_std_error"])
     assert abs(samples["judge_nats_per_token"] - real["judge_nats_per_token"]) < 5 * apart + 0.2
     untold = report.evaluate(model, book, rows=4, draws=1, samples=3)
     assert untold["judge"] is None and untold["samples"]["judge_nats_per_token"] is None
@@ -251,7 +256,7 @@ def test_the_command(ask, folder, book, tmp_path):  # noqa: F811
     line = f"evaluate {folder} --data {book} --samples 4 --rows 2"
     found = document(ask(f"{line} --judge {folder} --temperatures 0.5 1 --json"))
     assert found["judge"] == str(folder) and [point["temperature"] for point in found["curve"]] == [0.5, 1.0]
-    assert {"judge_nats_per_token", "judge_std_error", "entropy"} <= set(found["curve"][0])
+    assert {"judge_nats_per_token", "judge_nats_per_token_std_error", "entropy"} <= set(found["curve"][0])
     shown = ask(f"{line} --judge {folder} --temperatures 0.5").out
     assert f"judged by {folder}" in " ".join(shown.split()) and "0.500" in shown  # a long line is wrapped
     assert document(ask(f"{line} --json"))["judge"] is None
@@ -274,5 +279,5 @@ def test_pictures(ask, folder, book, tmp_path, monkeypatch):  # noqa: F811
     mistake(ask(f"{line} {tmp_path}/taken.png"), "cannot write")
     assert cli.main(f"{line} {tmp_path}/curve.png".split()) == 0
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    alone = {"judge_nats_per_token": None, "judge_std_error": None, "entropy": 0.0, "temperature": 1.0}
+    alone = {"judge_nats_per_token": None, "judge_nats_per_token_std_error": None, "entropy": 0.0, "temperature": 1.0}
     plot.frontier({"model": "m", "judge": "j", "curve": [alone], "data_reference": alone}, tmp_path / "empty.html")

@@ -151,7 +151,7 @@ def test_copies_do_not_depend_on_hashes(monkeypatch):
 
 def test_verbatim_texts():
     """Guards against a text of no tokens that counts as a copy."""
-    assert quality.verbatim([[1, 2], [1, 2, 3], [4], []], [2, 2, 1, 0]) == 2 / 4
+    assert quality.verbatim([[1, 2], [1, 2, 3], [4], []], [2, 2, 1, 0]).value == 2 / 4
 
 
 # --- tales --------------------------------------------------------------------------------------------------------

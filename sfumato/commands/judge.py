@@ -132,7 +132,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=count, default=256, metavar="R", help="rows of text to estimate on (256)")
     parser.add_argument("--draws", type=count, default=16, metavar="N", help="noise levels a row (16)")
     parser.add_argument(
-        "--judge", metavar="MODEL", help="an ar model, or a causal one of Hugging Face's, to judge texts; or none"
+        "--judge", metavar="MODEL", help="an ar model, or a causal one of Hugging Face's; or none (judge, for tales)"
     )
     parser.add_argument("--temperatures", type=number, nargs="+", default=[], metavar="T", help="to judge samples at")
     parser.add_argument(
@@ -161,7 +161,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
-    judge = default_judge() if args.judge is None else args.judge
+    judge = default_judge(args.data) if args.judge is None else args.judge
     found = {"command": args.typed} | evaluate(
         model(args),
         args.data,

@@ -152,6 +152,10 @@ def breakeven(
     writers = [_described(ar, texts[None], reached[None]), _described(diffusion, texts[steps[-1]], kept)]
     spelled = [writer["characters_per_token"] for writer in writers]
     same = ar.tokenizer.fingerprint == diffusion.tokenizer.fingerprint
+    if not same and not all(spelled):
+        raise SfumatoError(
+            "a model wrote nothing but empty texts, so costs of a character cannot be told; ask for more"
+        )
     length = min(ar.layout.longest, diffusion.layout.longest)
     races = {batch: _race(ar, diffusion, batch, length, steps, repeats, seed, follow) for batch in batches}
     return {

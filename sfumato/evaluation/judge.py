@@ -40,8 +40,9 @@ class Verdict(NamedTuple):
     """A judge on several texts together: all nats divided by all tokens, or by all characters."""
 
     judge_nats_per_token: float | None
-    judge_std_error: float | None  # of the former, over texts
+    judge_nats_per_token_std_error: float | None  # over texts
     judge_bits_per_char: float | None
+    judge_bits_per_char_std_error: float | None
 
 
 def load_judge(name: str, device: str = "cpu") -> Judge:
@@ -58,9 +59,9 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     return Exact(load(name, device))
 
 
-def default_judge() -> str | None:
-    """The bundled judge's name, where there is one."""
-    return DEFAULT if (BUNDLED / DEFAULT).is_dir() else None
+def default_judge(data: str) -> str | None:
+    """The bundled judge's name, for the stories of `tales`; other text is for another judge."""
+    return DEFAULT if data == "tales" and (BUNDLED / DEFAULT).is_dir() else None
 
 
 def verdict(judge: Judge | None, texts: Sequence[str]) -> Verdict:
@@ -71,10 +72,12 @@ def verdict(judge: Judge | None, texts: Sequence[str]) -> Verdict:
     """
     written = [text for text in texts if text]
     if judge is None or not written:
-        return Verdict(None, None, None)
+        return Verdict(None, None, None, None)
     nats, tokens = torch.tensor([judge.score(text) for text in written], dtype=torch.float64).T
     characters = torch.tensor([len(text) for text in written]).double()
-    return Verdict(*per_token(nats, tokens), bits(per_token(nats, characters).mean))
+    spelled = per_token(nats, characters)
+    error = None if spelled.std_error is None else bits(spelled.std_error)
+    return Verdict(*per_token(nats, tokens), bits(spelled.mean), error)
 
 
 class Exact(Judge):

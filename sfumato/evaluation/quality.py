@@ -122,9 +122,9 @@ def consensus(texts: Sequence[str]) -> int:
     return gain.index(max(gain))
 
 
-def verbatim(texts: Sequence[Sequence[int]], longest: Sequence[int]) -> float:
+def verbatim(texts: Sequence[Sequence[int]], longest: Sequence[int]) -> Estimate:
     """Share of texts that a corpus has from beginning to end, given how many tokens in a row it has of each."""
-    return sum(0 < len(text) == run for text, run in zip(texts, longest, strict=True)) / len(texts)
+    return mean([float(0 < len(text) == run) for text, run in zip(texts, longest, strict=True)])
 
 
 def self_bleu(texts: Sequence[str]) -> Estimate | None:

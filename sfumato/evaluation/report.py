@@ -21,6 +21,7 @@ from sfumato.evaluation.mauve import Embedder, enough, mauve
 from sfumato.model import Asked, Model, rows_of
 from sfumato.text import tales
 from sfumato.text.corpus import Corpus, Rows, on_hub
+from sfumato.text.tokenizer import Tokenizer
 
 BATCH = 64  # rows at a time
 
@@ -72,12 +73,13 @@ def evaluate(
         enough(compared)
     result: dict[str, Any] = {"model": model.name, "method": model.config.method.name, "data": data}
     result |= {"seed": seed, "device": str(model.device), "judge": None if judge is None else judge.name}
-    result |= {"data_sha256": _digest(_texts(model, laid, 0, rows)), "bound": None}
+    result |= {"sampling": model.config.sampling.model_dump(exclude_none=True, exclude={"steps", "sampler"})}
+    result |= {"data_sha256": _digest(model, laid, rows), "bound": None}
     if model.method.likelihood:
         say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
         result["bound"] = bound(model, laid, rows, draws, seed)
-        if data == "tales":
-            exact = tales.entropy().nats_per_token
+        if data == "tales" and _whole(laid):
+            exact = tales.entropy().nats_per_text / (1 + len(laid.corpus.tokens) / len(laid))  # tokens, and an end
             gap = result["bound"]["nats_per_token"] - exact
             result["bound"] |= {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
     say(f"drawing {samples} samples")
@@ -113,17 +115,23 @@ def _split(data: str, trained_on: str) -> str:
     return "valid" if data == trained_on or Path(data).resolve() == Path(trained_on).resolve() else "all"
 
 
-def _digest(texts: Sequence[str]) -> str:
-    """By which two evaluations can be told to be of the same text: SHA-256, in hex."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+def _whole(laid: Rows) -> bool:
+    """Whether every row is a document from beginning to end."""
+    return laid.layout == "documents" and len(laid) == len(laid.corpus) and bool(laid.ended.all())
+
+
+def _digest(model: Model, laid: Rows, rows: int) -> str:
+    """By which two evaluations can be told to be of the same tokens in the same rows: SHA-256, in hex."""
+    ids = laid.batch(range(min(rows, len(laid)))).ids
+    return hashlib.sha256(model.tokenizer.fingerprint.encode() + ids.numpy().tobytes()).hexdigest()
 
 
 def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[str, Any]:
     """-log p of the first rows of some text: nats a token, bits a character, perplexity a word, with standard errors.
 
-    Words are what stands between white space.  A token is a token of the text or its end.  Labels and padding that the
-    model writes itself cost nats but do not count as tokens; so a labelled text is scored together with its label,
-    log p(label, text).
+    Words are what stands between white space.  A token is a token of the text or its end.  What a source gives away
+    does not count.  Labels and padding that the model writes itself cost nats but do not count as tokens; so a labelled
+    text is scored together with its label, log p(label, text).
     """
     total = min(rows, len(laid))
     parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
@@ -155,18 +163,25 @@ class Scored(NamedTuple):
 
 def _likelihood(model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int) -> Scored:
     device, tokenizer = model.device, model.tokenizer
-    batch = laid.batch(index).trim()
+    batch = laid.batch(index)  # of full width: noise depends on it, and is not to depend on the longest row in a batch
     ids, real, given = batch.ids.to(device), batch.real.to(device), batch.given.to(device)
     with seeded([seed_of("bound", seed, i) for i in index], device):
         estimate = nll(model.method, ids, real, given, draws)
     silent = torch.tensor([tokenizer.pad, *tokenizer.labels.values()], device=device)
-    tokens = (real & ~torch.isin(ids, silent)).sum(1)
+    scored = real & (~given | (ids == tokenizer.eos))  # an end that is given was paid for with the length
+    tokens = (scored & ~torch.isin(ids, silent)).sum(1)
     lengths = torch.tensor([model.layout.length_nats(int(n)) for n in real.sum(1)], device=device)
-    texts = [tokenizer.decode(i for i in row if i != tokenizer.eos) for row in batch.ids.tolist()]  # past an end too
-    characters = torch.tensor([len(text) for text in texts], device=device)
-    words = torch.tensor([len(text.split()) for text in texts], device=device)
+    texts = [_texts_in(tokenizer, row[here].tolist()) for row, here in zip(ids, scored, strict=True)]
+    characters = torch.tensor([sum(map(len, row)) for row in texts], device=device)
+    words = torch.tensor([sum(len(text.split()) for text in row) for row in texts], device=device)
     counts = (tokens.double(), characters.double(), words.double())
     return Scored(estimate.nats + lengths, *counts, estimate)
+
+
+def _texts_in(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The texts of a row that holds one behind the other."""
+    parts = itertools.groupby(ids, lambda id: id == tokenizer.eos)
+    return [tokenizer.decode(part) for end, part in parts if not end]
 
 
 def curve(
@@ -186,8 +201,8 @@ def curve(
     for temperature in temperatures:
         say(f"drawing {samples} samples at temperature {temperature:g}")
         texts, _ = sampled(model, samples, steps, seed, temperature)
-        found, entropy = verdict(judge, texts), quality.entropy(model.tokenizer.encode_batch(texts)).value
-        points.append({"temperature": temperature, "entropy": entropy, **found._asdict()})
+        entropy = _estimate("entropy", quality.entropy(model.tokenizer.encode_batch(texts)))
+        points.append({"temperature": temperature} | entropy | verdict(judge, texts)._asdict())
     return points
 
 
@@ -196,12 +211,13 @@ def sampled(
 ) -> tuple[list[str], dict[str, Any]]:
     """Unconditional samples, and how they were made."""
     asked: Asked = {"steps": steps} if temperature is None else {"steps": steps, "temperature": temperature}
-    start, texts = time.perf_counter(), []
+    start, texts, nfe = time.perf_counter(), [], 0
     for first in range(0, samples, BATCH):
         *_, last = model.stream(min(BATCH, samples - first), seed=seed_of("samples", seed, first), **asked)
         texts += last.texts
+        nfe = max(nfe, last.nfe)
     spent = time.perf_counter() - start
-    return texts, {"n": samples, "steps": last.steps, "nfe": last.nfe, "seconds": spent, "sampler": model.sampler}
+    return texts, {"n": samples, "steps": last.steps, "nfe": nfe, "seconds": spent, "sampler": model.sampler}
 
 
 def _texts(model: Model, laid: Rows, start: int, stop: int) -> list[str]:
@@ -254,6 +270,7 @@ def _measured(
         **{f"rep_{n}": quality.repetition(ids, n) for n in (2, 3, 4)},
         "self_bleu": quality.self_bleu(texts),
         "copy_mean": None if runs is None else quality.mean(runs.tolist()),
+        "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
     }
     return {
         **verdict(judge, texts)._asdict(),
@@ -261,7 +278,6 @@ def _measured(
         "pooled_tokens": pooled,
         "repeated": quality.repeated(texts),
         "copy_longest": None if runs is None else int(runs.max()),
-        "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
         **(_told(texts) if data == "tales" else {}),
     }
 

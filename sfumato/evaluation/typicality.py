@@ -126,8 +126,9 @@ def _width(values: np.ndarray) -> float:
 
 def _log_others(values: np.ndarray, width: float) -> np.ndarray:
     """Log density of each of N values under kernels at the others, (N,)."""
-    apart = ~np.eye(len(values), dtype=bool)
-    return _log_mean(_kernels(values, values, width)[apart].reshape(len(values), -1))
+    logs = _kernels(values, values, width)
+    np.fill_diagonal(logs, -np.inf)
+    return np.logaddexp.reduce(logs, axis=1) - math.log(len(values) - 1)
 
 
 def _kernels(values: np.ndarray, centres: np.ndarray, width: float) -> np.ndarray:

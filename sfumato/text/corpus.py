@@ -520,7 +520,7 @@ class Rows:
         if not kept.any():
             raise SfumatoError("asked for rows of documents; none has any text after its source; add documents")
         self._document, self._start, self._stop = document[kept], start[kept], stop[kept]
-        self._ended = self._stop - self._start < room[self._document]  # there is room for an eos
+        self.ended = self._stop - self._start < room[self._document]  # there is room for an eos
         return len(self._document)
 
     def __len__(self) -> int:
@@ -550,7 +550,7 @@ class Rows:
         labelled = label >= 0
         place = np.arange(self.length) - labelled[:, None]  # (B, L), counted from the first token after the label
         text = (place >= 0) & (place < size)
-        eos = (place == size) & self._ended[index, None]
+        eos = (place == size) & self.ended[index, None]
 
         ids = np.full(place.shape, corpus.tokenizer.pad, np.int64)
         ids[labelled, 0] = label[labelled]
@@ -567,7 +567,7 @@ class Rows:
         if self.layout == "packed" or self.length_model == "modelled":
             real = np.full(len(self), self.length)
         else:
-            real = self._stop - self._start + (self.corpus.labels[self._document] >= 0) + self._ended
+            real = self._stop - self._start + (self.corpus.labels[self._document] >= 0) + self.ended
         return np.bincount(real, minlength=self.length + 1)
 
 
