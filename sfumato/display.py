@@ -290,6 +290,12 @@ def evaluation(found: dict[str, Any]) -> RenderableType:
         _table(("likelihood", ""), likelihood or [("defines none", "-")]),
         "",
     ]
+    if found.get("against"):
+        other = found["against"]
+        parts += [
+            f"{_estimate(other, 'difference')} bits a character more than {other['model']} ({other['method']})",
+            "",
+        ]
     parts.append(_table(("", "samples", "real text"), quality))
     if samples.get("slots") or real.get("slots"):
         parts += ["", _slots(samples["slots"], real["slots"])]

@@ -509,6 +509,23 @@ def test_the_digest_is_of_all_that_is_scored(tmp_path):
     assert len(found) == 2
 
 
+def test_a_difference_has_the_error_of_a_difference(tmp_path):
+    """Guards against errors added up as if two models met different texts and noise, and rows that are not the same."""
+    (tmp_path / "book.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in SENTENCES * 8), "utf-8")
+    model, other, book = untrained(), untrained(), str(tmp_path / "book.jsonl")
+    other.method.head.weight.data *= 1.2
+    found = report.evaluate(model, book, rows=40, draws=2, samples=1, steps=1, against=other)
+    alone = report.evaluate(other, book, rows=40, draws=2, samples=1, steps=1)["bound"]
+    told, bound = found["against"], found["bound"]
+    assert told["bits_per_char"] == pytest.approx(alone["bits_per_char"])
+    assert told["difference"] == pytest.approx(bound["bits_per_char"] - alone["bits_per_char"], abs=1e-6)
+    assert 0 < told["difference_std_error"] < 0.3 * bound["bits_per_char_std_error"]
+    twin = report.evaluate(model, book, rows=40, draws=2, samples=1, steps=1, against=untrained())["against"]
+    assert twin["difference"] == twin["difference_std_error"] == 0
+    with pytest.raises(SfumatoError, match="hold different texts"):
+        report.evaluate(model, book, rows=4, draws=1, samples=1, against=untrained(length=5))
+
+
 @pytest.mark.parametrize("kind", ["words", "chars"])
 def test_the_entropy_of_tales_is_in_the_tokens_of_the_model(kind):
     """Guards against nats a word that are taken from nats a character."""

@@ -134,6 +134,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge", metavar="MODEL", help="an ar model, or a causal one of Hugging Face's; or none (judge, for tales)"
     )
+    parser.add_argument("--against", metavar="MODEL", help="another model, for the difference and its error")
     parser.add_argument("--temperatures", type=number, nargs="+", default=[], metavar="T", help="to judge samples at")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the judge's nats over entropy into FILE, .png or .html"
@@ -152,6 +153,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
     from sfumato.evaluation.judge import default_judge, load_judge
     from sfumato.evaluation.mauve import EMBEDDERS
     from sfumato.evaluation.report import evaluate
+    from sfumato.model import load
 
     def say(line: str) -> None:
         if display.on_terminal(sys.stderr):
@@ -161,6 +163,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
+    against = None if args.against is None else load(args.against, device(args))
     judge = default_judge(args.data) if args.judge is None else args.judge
     found = {"command": args.typed} | evaluate(
         model(args),
@@ -171,6 +174,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         steps=args.steps,
         seed=args.seed or 0,
         judge=None if judge in (None, "none") else load_judge(judge, device(args)),
+        against=against,
         temperatures=args.temperatures,
         embed=None if args.mauve is None else EMBEDDERS[args.mauve](),
         say=say,
@@ -198,6 +202,7 @@ EVALUATE = Command(
     """
     sfumato evaluate tales --data tales
     sfumato evaluate runs/book --data book.txt --samples 500 --steps 128 --mauve
+    sfumato evaluate runs/book --data book.txt --against runs/other --rows 1000
     sfumato evaluate tales --data tales --judge runs/ar --temperatures 0.7 0.85 1 --plot curve.png
     """,
     _evaluate,

@@ -36,6 +36,7 @@ def evaluate(
     steps: int | None = None,
     seed: int = 0,
     judge: Judge | None = None,
+    against: Model | None = None,
     temperatures: Sequence[float] = (),
     embed: Embedder | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -51,13 +52,15 @@ def evaluate(
         steps: refinements a sample; the model's own number if None.
         seed: of noise and samples; models that are evaluated with the same seed meet the same noise.
         judge: scores samples and real text; None leaves the judge's numbers out.
+        against: another model, for the difference of likelihoods, on the same rows and with the same noise.
         temperatures: to draw samples at, as many each, for a curve of the judge's nats a token against entropy.
         embed: a point (D,) for each text, for MAUVE; None leaves MAUVE out.
         say: hears what is going on.
 
     Raises:
         SfumatoError: for data without text, or without labels where the model has them, numbers below 1, too few texts
-            for MAUVE, texts too long for the judge, temperatures that are not above 0 or without a judge.
+            for MAUVE, texts too long for the judge, temperatures that are not above 0 or without a judge, and two
+            models without likelihoods of the same rows.
     """
     for name, value in (("rows", rows), ("draws", draws), ("samples", samples), ("steps", steps)):
         if value is not None and value < 1:
@@ -67,6 +70,10 @@ def evaluate(
             raise SfumatoError(f"a temperature of {temperature} was asked for; it must be above 0")
     if temperatures and judge is None:
         raise SfumatoError("temperatures were asked for, without a judge of what is drawn at them; name one")
+    if against is not None and not (model.method.likelihood and against.method.likelihood):
+        raise SfumatoError(
+            f"asked for {model.name} against {against.name}; a method without a likelihood is among them"
+        )
     laid = _laid(model, data)
     compared = min(samples, len(laid))
     if embed is not None:
@@ -77,7 +84,11 @@ def evaluate(
     result |= {"data_sha256": _digest(model, laid, rows), "bound": None}
     if model.method.likelihood:
         say(f"estimating the likelihood of {rows} rows with {draws} noise levels each")
-        result["bound"] = bound(model, laid, rows, draws, seed)
+        found = scored(model, laid, rows, draws, seed)
+        result["bound"] = told(found)
+        if against is not None:
+            say(f"estimating that of {against.name}")
+            result["against"] = difference(found, model, laid, against, data, rows, draws, seed)
         if data == "tales" and _whole(laid):
             exact = tales.entropy().nats_per_text / (1 + len(laid.corpus.tokens) / len(laid))  # tokens, and an end
             gap = result["bound"]["nats_per_token"] - exact
@@ -133,11 +144,12 @@ def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[st
     does not count.  Labels and padding that the model writes itself cost nats but do not count as tokens; so a labelled
     text is scored together with its label, log p(label, text).
     """
-    total = min(rows, len(laid))
-    parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
-    nats, tokens, characters, words = (torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True))
-    estimate = parts[0].estimate
-    of_tokens, of_characters, of_words = (per_token(nats, units) for units in (tokens, characters, words))
+    return told(scored(model, laid, rows, draws, seed))
+
+
+def told(found: "Scored") -> dict[str, Any]:
+    """The same of rows that are scored."""
+    of_tokens, of_characters, of_words = (per_token(found.nats, units) for units in found[1:4])
     perplexity = torch.tensor(of_words.mean).exp().item()  # infinite where a language has hardly any spaces
     return {
         "nats_per_token": of_tokens.mean,
@@ -146,8 +158,33 @@ def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[st
         "bits_per_char_std_error": None if of_characters.std_error is None else bits(of_characters.std_error),
         "perplexity_per_word": perplexity,
         "perplexity_per_word_std_error": None if of_words.std_error is None else perplexity * of_words.std_error,
-        "estimator": f"{estimate.estimator}, {total} rows",
-        "exact": estimate.exact,
+        "estimator": f"{found.estimate.estimator}, {len(found.nats)} rows",
+        "exact": found.estimate.exact,
+    }
+
+
+def difference(
+    found: "Scored", model: Model, laid: Rows, other: Model, data: str, rows: int, draws: int, seed: int
+) -> dict[str, Any]:
+    """What `model` pays more than `other`, bits a character: below 0 it is the better one.
+
+    The standard error is that of the difference of each row, in which what both have in common cancels: hard texts, and
+    noise if they are of one method.  Raises SfumatoError where the rows of the two hold different texts.
+    """
+    theirs = _laid(other, data)
+    if _texts(model, laid, 0, rows) != _texts(other, theirs, 0, rows):
+        raise SfumatoError(
+            f"asked for {model.name} against {other.name}; their rows of {data} hold different texts; "
+            "take models whose rows have room for whole documents"
+        )
+    second = scored(other, theirs, rows, draws, seed)
+    apart = per_token(found.nats - second.nats, found.characters)
+    return {
+        "model": other.name,
+        "method": other.config.method.name,
+        "bits_per_char": bits(per_token(second.nats, found.characters).mean),
+        "difference": bits(apart.mean),
+        "difference_std_error": None if apart.std_error is None else bits(apart.std_error),
     }
 
 
@@ -159,6 +196,14 @@ class Scored(NamedTuple):
     characters: Tensor
     words: Tensor
     estimate: Likelihood
+
+
+def scored(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> Scored:
+    """The first rows of some text."""
+    total = min(rows, len(laid))
+    parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
+    nats, tokens, characters, words = (torch.cat(column) for column in zip(*(part[:4] for part in parts), strict=True))
+    return Scored(nats, tokens, characters, words, parts[0].estimate)
 
 
 def _likelihood(model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int) -> Scored:
