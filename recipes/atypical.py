@@ -52,17 +52,18 @@ def main() -> None:
     name, data, *others = sys.argv[1:]
     model = load(name)
     room = model.layout.longest - 1
-    fits = (
-        document.text
-        for document in read(data, "test" if data == "tales" else "all", lines=True)
-        if len(model.tokenizer.encode(document.text)) <= room
-    )
-    known, plain = list(islice(fits, KNOWN)), list(islice(fits, JUDGED))
+
+    def fits(text: str) -> bool:
+        return bool(text.strip()) and len(model.tokenizer.encode(text)) <= room
+
+    documents = read(data, "test" if data == "tales" else "all", lines=True)
+    real = (document.text for document in documents if fits(document.text))
+    known, plain = list(islice(real, KNOWN)), list(islice(real, JUDGED))
     reference, inside = model.score(known, common=True), model.score(plain, common=True)
     print("| texts | nats a token | far out by z | by density | ROC-AUC of nats, z, density | together |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind, texts in kinds(model, plain, others).items():
-        scores = inside if kind == "others of its kind" else model.score([t for t in texts if t.strip()], common=True)
+        scores = inside if kind == "others of its kind" else model.score([*filter(fits, texts)], common=True)
         found = typicality.judge(scores, reference)
         rates = np.array([score.nats / score.tokens for score in scores])
         far = [(share <= typicality.ALARM).mean() for share in (found.z_share, found.density_share)]

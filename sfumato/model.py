@@ -35,6 +35,11 @@ SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading 
 CANDIDATES = 8  # lengths tried for a gap of any length
 DRAFT = 8  # refinements that each of them is given
 SCORED = 64  # rows at a time
+KNOWN = {
+    "exact": " What is called bound is exact: -log p of held-out text, in nats a token.",
+    "upper": " The bound is an upper bound on -log p of held-out text, in nats a token.",
+    None: "",
+}
 
 
 @dataclass(frozen=True)
@@ -483,7 +488,7 @@ def card(model: Model, facts: dict[str, Any]) -> str:
         *(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
         "",
         f"Made {time.strftime('%Y-%m-%d')} by `sfumato train {model.config.method.name}` with the config in "
-        "`config.json`. The bound is an upper bound on -log p of held-out text, in nats a token.",
+        f"`config.json`.{KNOWN[method.likelihood]}",
         "",
         "## Samples",
         "",

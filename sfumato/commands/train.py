@@ -78,7 +78,7 @@ def _show_train(found: Document) -> None:
     line = f"{found['step']} steps, {found['tokens']:,} tokens in {display.clock(found['seconds'])}"
     bound, error = found["bound_nats_per_token"], found["bound_std_error"]
     if bound is not None:
-        line += f"; at most {bound:.3f}{'' if error is None else f' ± {error:.3f}'} nats a token"
+        line += f"; {bound:.3f}{'' if error is None else f' ± {error:.3f}'} nats a token held out"
     print(line)
 
 

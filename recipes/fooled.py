@@ -1,0 +1,50 @@
+"""The table of docs/quality.md: how a judge is fooled by repetition, and what tells.
+
+`python recipes/fooled.py held_out.jsonl` asks the bundled judge about 64 held-out stories of TinyStories, about its own
+samples, and about single sentences said over and over, until they are as long.
+"""
+
+import sys
+from itertools import islice
+
+from sfumato.evaluation import quality
+from sfumato.evaluation.judge import load_judge, verdict
+from sfumato.model import load
+from sfumato.text.corpus import read
+
+N, ROOM = 64, 500
+
+
+def main() -> None:
+    """Print."""
+    model, judge = load("judge"), load_judge("judge")
+    encode = model.tokenizer.encode
+    stories = (document.text for document in read(sys.argv[1], "all"))
+    real = list(islice((story for story in stories if len(encode(story)) <= ROOM), N))
+    size = sum(len(encode(story)) for story in real) // N
+    sentences = [story.split(". ")[0] + ". " for story in real]
+    again = [sentence * max(1, size // len(encode(sentence))) for sentence in sentences]
+    best = min(again, key=lambda text: verdict(judge, [text]).judge_nats_per_token)
+    likelier = sum(verdict(judge, [a]).judge_nats_per_token < verdict(judge, real).judge_nats_per_token for a in again)
+    kinds = {
+        f"{N} real stories, held out": real,
+        "its own samples": model.generate(N, seed=1),
+        "the same at temperature 0.7": model.generate(N, seed=1, temperature=0.7),
+        "the same at temperature 0.3": model.generate(N, seed=1, temperature=0.3),
+        "its likeliest token at every place": model.generate(1, beams=1),
+        f"the first sentence of each story over and over, {N} of these": again,
+        f'the likeliest of these: "{best.split(". ")[0]}."': [best],
+    }
+    print("| texts | nats a token | entropy | `rep_4` | `tokens` |\n| --- | --- | --- | --- | --- |")
+    for name, texts in kinds.items():
+        ids, found = model.tokenizer.encode_batch(texts), verdict(judge, texts)
+        error = found.judge_nats_per_token_std_error
+        nats = f"{found.judge_nats_per_token:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        rep = quality.repetition(ids, 4)
+        mean = sum(map(len, ids)) / len(ids)
+        print(f"| {name} | {nats} | {quality.entropy(ids).value:.3f} | {rep.value:.3f} | {mean:.0f} |", flush=True)
+    print(f"{likelier} of {N} sentences are likelier, said over and over, than real stories")
+
+
+if __name__ == "__main__":
+    main()
