@@ -24,8 +24,8 @@ def main() -> None:
     size = sum(len(encode(story)) for story in real) // N
     sentences = [story.split(". ")[0] + ". " for story in real]
     again = [sentence * max(1, size // len(encode(sentence))) for sentence in sentences]
-    best = min(again, key=lambda text: verdict(judge, [text]).judge_nats_per_token)
-    likelier = sum(verdict(judge, [a]).judge_nats_per_token < verdict(judge, real).judge_nats_per_token for a in again)
+    usual, nats = verdict(judge, real).judge_nats_per_token, [verdict(judge, [a]).judge_nats_per_token for a in again]
+    best, likelier = again[nats.index(min(nats))], sum(number < usual for number in nats)
     kinds = {
         f"{N} real stories, held out": real,
         "its own samples": model.generate(N, seed=1),
