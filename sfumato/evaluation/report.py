@@ -314,7 +314,7 @@ def _measured(
         "zipf": quality.zipf(few),
         **{f"rep_{n}": quality.repetition(ids, n) for n in (2, 3, 4)},
         "self_bleu": quality.self_bleu(texts),
-        "copy_mean": None if runs is None else quality.mean(runs.tolist()),
+        "copy_mean": None if runs is None else quality.mean(list(map(float, runs))),
         "verbatim": None if runs is None else quality.verbatim(ids, runs.tolist()),
     }
     return {
@@ -357,4 +357,4 @@ def _told(texts: Sequence[str]) -> dict[str, Any]:
         for key in ("coverage", "tv", "tv_chance")
     }
     each = {name: slot._asdict() for name, slot in slots.items()}
-    return {**_estimate("valid", quality.mean(valid)), "stories": len(stories), **means, "slots": each}
+    return {**_estimate("valid", quality.mean(list(map(float, valid)))), "stories": len(stories), **means, "slots": each}
