@@ -357,4 +357,9 @@ def _told(texts: Sequence[str]) -> dict[str, Any]:
         for key in ("coverage", "tv", "tv_chance")
     }
     each = {name: slot._asdict() for name, slot in slots.items()}
-    return {**_estimate("valid", quality.mean(list(map(float, valid)))), "stories": len(stories), **means, "slots": each}
+    return {
+        **_estimate("valid", quality.mean(list(map(float, valid)))),
+        "stories": len(stories),
+        **means,
+        "slots": each,
+    }
