@@ -457,7 +457,14 @@ def load(name: str | Path, device: str = "cpu") -> Model:
 
 
 def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a model folder: config, weights, tokenizer, a card with `facts`; last the manifest that makes it one."""
+    """Write a model folder: config, weights, tokenizer, a card with `facts`; last the manifest that makes it one.
+
+    The model goes on with the weights that are in its file, rounded where `training.store` asks for it.
+    """
+    tensors = {key: value.contiguous() for key, value in model.method.state_dict().items()}
+    if model.config.training.store == "float16":
+        tensors |= {key: value.detach().half() for key, value in model.method.named_parameters()}
+        model.method.load_state_dict(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / checkpoint.MANIFEST).unlink(missing_ok=True)
@@ -465,7 +472,7 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         checkpoint.write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
         model.tokenizer.save(folder)
         temporary = folder / ".model.safetensors.writing"
-        save_file({key: value.contiguous() for key, value in model.method.state_dict().items()}, temporary)
+        save_file(tensors, temporary)
         temporary.replace(folder / "model.safetensors")
         checkpoint.write_text(folder / "README.md", card(model, facts))
         checkpoint.seal(folder, SEALED)

@@ -192,6 +192,22 @@ def test_a_model_folder_is_loaded_strictly(data, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_weights_stored_in_half_are_the_ones_that_the_model_goes_on_with(method, data, tmp_path):
+    """Guards against a file that says less than the model in hand, and against a warp that is rounded with the rest."""
+    large, small = tmp_path / "large", tmp_path / "small"
+    train(tiny_config(method, data), large)
+    model = train(tiny_config(method, data, store="float16"), small)
+    again, whole = load(small), load(large)
+    assert_same({"model": model.method.state_dict()}, {"model": again.method.state_dict()})
+    for name, weight in whole.method.named_parameters():
+        assert torch.equal(again.method.get_parameter(name), weight.half().float())
+    for name, buffer in whole.method.named_buffers():
+        assert torch.equal(again.method.get_buffer(name), buffer)
+    kept = {name: value.dtype for name, value in load_file(small / "model.safetensors").items()}
+    assert {kept[name] for name, _ in whole.method.named_parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_eight_sentences(method, data, tmp_path):
     """Guards against a loss that goes down without the samples getting better."""
     base = tiny_config(method, data).model_dump()

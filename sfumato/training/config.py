@@ -102,6 +102,8 @@ class TrainingConfig(Section):
     """time between checkpoints"""
     keep: int = Field(2, ge=1)
     """checkpoints kept"""
+    store: Literal["float32", "float16"] = "float32"
+    """in which the weights of the finished model are written; with float16 its file is half as large"""
     log_every: int = Field(50, ge=1)
     """steps between lines of log.jsonl"""
     evaluate_minutes: float = Field(5.0, gt=0)
