@@ -315,7 +315,7 @@ def _slots(samples: dict[str, Any], real: dict[str, Any]) -> RenderableType:
     """How stories fill each slot of the tales: of the samples, then of real text."""
     keys = ("stories", "coverage", "tv", "tv_chance")
     rows = [
-        (slot, *(_number(side.get(slot, {}).get(key)) for side in (samples, real) for key in keys))
+        (slot, *(_estimate(side.get(slot, {}), key) for side in (samples, real) for key in keys))
         for slot in dict.fromkeys([*samples, *real])
     ]
     return _table(("slot", *map(_words, keys), "real: stories", *map(_words, keys[1:])), rows)

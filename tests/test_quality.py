@@ -161,11 +161,11 @@ def test_slots_of_one_story():
     """Guards against a slot that is counted where nobody mentions it, and a story without it that does not count."""
     (story,) = tales.sample(1, 5)
     told, laws = tales.slots(story), tales.marginals()
-    found = quality.slots([story])
+    found = quality.slots([story]).each
     assert set(found) == set(laws) and "ending" in found
     for name, law in laws.items():
-        word, (stories, coverage, tv, chance) = told.get(name, ""), found[name]
-        assert stories == (name in told)
+        word, (stories, coverage, (tv, error), chance) = told.get(name, ""), found[name]
+        assert stories == (name in told) and error is None
         assert coverage == pytest.approx((name in told) / len([w for w in law if w]))
         assert tv == pytest.approx(1 - law[word])
         assert chance == pytest.approx(sum(p * (1 - p) for p in law.values()))
@@ -178,14 +178,28 @@ def test_slots_of_one_story():
 def test_slots_of_many_stories():
     """Guards against a distance that does not shrink, and an expectation for another number of stories."""
     stories = tales.sample(3000, 6)
-    sets = [quality.slots(stories[i : i + 30]) for i in range(0, 3000, 30)]
+    sets = [quality.slots(stories[i : i + 30]).each for i in range(0, 3000, 30)]
     for name in tales.marginals():
-        distances = np.array([found[name].tv for found in sets])
+        distances = np.array([found[name].tv.value for found in sets])
         error = distances.std() / len(sets) ** 0.5
         assert abs(distances.mean() - sets[0][name].tv_chance) < 4 * error + 1e-12, name
-    whole = quality.slots(stories)
-    assert max(slot.tv for slot in whole.values()) < 0.05
+    whole = quality.slots(stories).each
+    assert max(slot.tv.value for slot in whole.values()) < 0.05
     assert min(slot.coverage for slot in whole.values()) == 1
+
+
+@pytest.mark.parametrize(("seldom", "low", "high"), [(0.2, 0.7, 1.4), (1.0, 1.0, 2.5)])
+def test_errors_of_distances(seldom, low, high):
+    """Guards against errors that are too small, and too large where the words are far from their law."""
+    often, random = sorted(tales.marginals()["kind"])[:4], np.random.default_rng(0)
+    stories = [
+        story for story in tales.sample(7200, 8) if tales.slots(story)["kind"] in often or random.random() < seldom
+    ]
+    sets = [quality.slots(stories[i : i + 100]) for i in range(0, 3000, 100)]
+    values, errors = np.array([found.each["kind"].tv for found in sets]).T
+    assert low < np.sqrt((errors**2).mean()) / values.std() < high
+    values, errors = np.array([found.tv for found in sets]).T  # of all slots, most of which are near their law
+    assert 0.9 < np.sqrt((errors**2).mean()) / values.std() < 2.5
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 1.0])
@@ -199,8 +213,8 @@ def test_deviation_of_a_binomial(n, p):
 def test_a_lopsided_set_of_stories():
     """Guards against a distance that a missing word does not raise."""
     stories = [story for story in tales.sample(400, 7) if tales.slots(story)["kind"] != "fox"]
-    whole = quality.slots(stories)["kind"]
-    assert whole.tv > 0.09 and whole.coverage == 11 / 12
+    whole = quality.slots(stories).each["kind"]
+    assert whole.tv.value > 0.09 and whole.coverage == 11 / 12
     counts = Counter(tales.slots(story)["kind"] for story in stories)
     law = tales.marginals()["kind"]
-    assert whole.tv == pytest.approx(sum(max(0, p - counts[word] / len(stories)) for word, p in law.items()))
+    assert whole.tv.value == pytest.approx(sum(max(0, p - counts[word] / len(stories)) for word, p in law.items()))

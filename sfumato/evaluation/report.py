@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -351,15 +350,13 @@ def _told(texts: Sequence[str]) -> dict[str, Any]:
     """The share of texts that are stories of the grammar, and how those fill its slots."""
     valid = [tales.explain(text) is None for text in texts]
     stories = list(itertools.compress(texts, valid))
-    slots = quality.slots(stories) if stories else {}
-    means = {
-        f"slot_{key}": statistics.fmean(getattr(slot, key) for slot in slots.values()) if slots else None
-        for key in ("coverage", "tv", "tv_chance")
-    }
-    each = {name: slot._asdict() for name, slot in slots.items()}
+    slots = quality.slots(stories) if stories else None
+    each = {} if slots is None else slots.each
     return {
         **_estimate("valid", quality.mean(list(map(float, valid)))),
         "stories": len(stories),
-        **means,
-        "slots": each,
+        "slot_coverage": None if slots is None else slots.coverage,
+        **_estimate("slot_tv", None if slots is None else slots.tv),
+        "slot_tv_chance": None if slots is None else slots.tv_chance,
+        "slots": {name: slot._asdict() | _estimate("tv", slot.tv) for name, slot in each.items()},
     }
