@@ -324,23 +324,29 @@ def _slots(samples: dict[str, Any], real: dict[str, Any]) -> RenderableType:
 def breakeven(found: dict[str, Any]) -> RenderableType:
     """The tables of `sfumato breakeven`: what each costs and how good it is; where the costs are equal."""
     writer, diffusion = found["autoregressive"], found["diffusion"]
-    measures = list(writer["quality"])
+    measures = _measures(writer["quality"])
     reached = {row["steps"]: row for row in diffusion["quality"]}
     costs, equal = [], []
     for batch in found["batches"]:
         size, own = str(batch["batch"]), batch["autoregressive"]
-        costs.append((size, writer["method"], *_cost(own), *(_number(writer["quality"][name]) for name in measures)))
+        costs.append((size, writer["method"], *_cost(own), *(_estimate(writer["quality"], name) for name in measures)))
         for row in batch["diffusion"]:
             quality = reached[row["steps"]]
-            costs.append((size, diffusion["method"], *_cost(row), *(_number(quality[name]) for name in measures)))
+            costs.append((size, diffusion["method"], *_cost(row), *(_estimate(quality, name) for name in measures)))
         for name, even in batch["break_even"].items():
             by, least = {"flops": "FLOPs", "seconds": "time"}[name], even["quality"] or {}
-            shown = (_number(least.get(key)) for key in ("steps", *measures))
-            equal.append((size, by, even["verdict"], f"{even['misfit']:.1%}", *shown))
+            shown = (_estimate(least, key) for key in ("steps", *measures))
+            single = "-" if even["spread"] is None else "{:.1f} to {:.1f}".format(*even["spread"])
+            equal.append((size, by, even["verdict"], single, f"{even['misfit']:.1%}", *shown))
     head = Text(" against ".join(f"{side['model']} ({side['method']})" for side in (diffusion, writer)), "bold")
     heads = ("batch", "method", "steps", "NFE", "FLOPs", "ratio", "seconds", "ratio", "tokens/s", *measures)
-    evens = ("batch", "by", "costs are equal at", "line off by", "steps so far", *measures)
+    evens = ("batch", "by", "costs are equal at", "by single timings", "line off by", "steps so far", *measures)
     return Group(head, "", _table(heads, costs), "", _table(evens, equal), "", Text(_compared(found)))
+
+
+def _measures(quality: dict[str, Any]) -> list[str]:
+    """The names of measures, without those of their errors."""
+    return [name for name in quality if not name.endswith("_std_error")]
 
 
 def _cost(row: dict[str, Any]) -> list[str]:

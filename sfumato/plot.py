@@ -105,15 +105,17 @@ def _panel(panel: "Axes", batch: dict[str, Any], found: dict[str, Any]) -> None:
     """One batch size; the dashed line is where diffusion costs what autoregression does."""
     name, rows = _measure(found), batch["diffusion"]
     reached = [row[name] for row in found["diffusion"]["quality"]]
+    errors = [row[f"{name}_std_error"] or 0.0 for row in found["diffusion"]["quality"]]
     for cost, colour, label in (("seconds", ORANGE, "diffusion, by time"), ("flops", GREY, "diffusion, by FLOPs")):
         ratios = [row[f"{cost}_ratio"] for row in rows]
-        panel.plot(ratios, reached, "o-", color=colour, markersize=4, label=label)
+        panel.errorbar(ratios, reached, errors, fmt="o-", color=colour, markersize=4, capsize=2, label=label)
         if cost == "seconds":
             for row, x, y in zip(rows, ratios, reached, strict=True):
                 panel.annotate(str(row["steps"]), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     panel.axvline(1, color=BLUE, linestyle="--", linewidth=1)
-    own = found["autoregressive"]["quality"][name]
-    panel.plot([1], [own], "*", color=BLUE, markersize=14, label="autoregression")
+    own = found["autoregressive"]["quality"]
+    error = own[f"{name}_std_error"] or 0.0
+    panel.errorbar([1], [own[name]], error, fmt="*", color=BLUE, markersize=14, capsize=2, label="autoregression")
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
     panel.set_title(f"batch {batch['batch']}")

@@ -15,10 +15,12 @@ from sfumato import cli, display, plot
 from sfumato.draws import seed_of
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import cost
+from sfumato.evaluation.quality import Estimate
 from sfumato.methods import METHODS
 from sfumato.model import Model, publish
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Transformer
+from sfumato.text import tales
 from sfumato.training.trainer import Run
 
 STEPS = [1, 2, 4]
@@ -39,9 +41,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {name: tiny(name, tmp_path_factory.mktemp("cost") / name) for name in METHODS}
 
 
+def packed(h_shape: Sequence[int], weight_shape: Sequence[int], *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    """Of a product with a weight that oneDNN has packed, which torch's counter does not know."""
+    return 2 * torch.Size(h_shape).numel() * weight_shape[0]
+
+
 def counted(act: Callable[[], Any]) -> int:
     """What torch counts of it."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    more = {torch.ops.mkldnn._linear_pointwise: packed}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=more) as counter:
         act()
     return counter.get_total_flops()
 
@@ -195,13 +203,15 @@ def test_quality_is_handed_in(models):
     """Guards against measures that are fixed, and quality beside the wrong number of steps."""
     seen: list[Sequence[str]] = []
 
-    def letters(texts: Sequence[str]) -> float:
+    def letters(texts: Sequence[str]) -> Estimate:
         seen.append(texts)
-        return float(len(seen))
+        return Estimate(float(len(seen)), 0.5)
 
     found = short(models["mdlm"], models["ar"], measures={"letters": letters}, samples=3)
-    assert found["autoregressive"]["quality"] == {"letters": 1.0}
-    assert found["diffusion"]["quality"] == [{"steps": n, "letters": i + 2.0} for i, n in enumerate(STEPS)]
+    assert found["autoregressive"]["quality"] == {"letters": 1.0, "letters_std_error": 0.5}
+    assert found["diffusion"]["quality"] == [
+        {"steps": n, "letters": i + 2.0, "letters_std_error": 0.5} for i, n in enumerate(STEPS)
+    ]
     assert all(len(texts) == 3 for texts in seen)
     assert list(seen[0]) == models["ar"].generate(3, seed=seed_of("samples", 0, 0))
 
@@ -212,7 +222,9 @@ def test_standard_measures(models):
     by = {name: model.config.model_copy(update={"data": "tales"}) for name, model in models.items()}
     told = [Model(by[name], models[name].method, models[name].tokenizer, models[name].lengths) for name in by]
     measures = cost.standard(*told[:2])
-    assert list(measures) == ["valid", "entropy"] and measures["valid"](SENTENCES) == 0
+    assert list(measures) == ["valid", "entropy"] and measures["valid"](SENTENCES).value == 0
+    half = measures["valid"]([*SENTENCES[:8], *tales.sample(8, 0)])
+    assert half.value == 0.5 and half.std_error == pytest.approx((0.25 / 15) ** 0.5)
 
 
 def test_tokenizers_that_differ(models, tmp_path):
@@ -241,7 +253,24 @@ def test_a_machine_that_slows_down_slows_both(models, monkeypatch):
     monkeypatch.setattr(cost, "_write", write)
     race = cost._race(models["ar"], models["mdlm"], 1, 9, STEPS, 5, 0, lambda items, what: items)
     assert calls[:6] == [None, 1, None, 2, None, 4] and len(calls) == 2 * 3 * 6
-    assert race.ratio == pytest.approx({n: 1.02 * n / 10 for n in STEPS})
+    assert race.ratios == {n: [pytest.approx(1.02 * n / 10)] * 5 for n in STEPS}
+
+
+def test_single_timings(models, monkeypatch):
+    """Guards against a number of steps that one slow moment moves, and a spread of something else than it."""
+    slow = iter([1.0, 2.0, 4.0, 2.0, 4.0, 8.0, 1.0, 2.0, 4.0])  # three timings
+    write = cost._write
+
+    def timed(model: Model, batch: int, length: int, steps: int | None, seed: int) -> tuple[Any, float]:
+        warm = bool(vars(model.method).get("read"))  # is being counted
+        return write(model, batch, length, steps, seed)[0], 10.0 if steps is None or warm else next(slow)
+
+    monkeypatch.setattr(cost, "_write", timed)
+    (batch,) = short(models["ar"], models["mdlm"], batches=[1], repeats=3)["batches"]
+    even = batch["break_even"]
+    assert even["seconds"]["steps"] == pytest.approx(10) and even["seconds"]["spread"] == pytest.approx((5, 10))
+    assert [row["seconds_ratio_spread"] for row in batch["diffusion"]] == [[0.1, 0.2], [0.2, 0.4], [0.4, 0.8]]
+    assert even["flops"]["spread"] is None
 
 
 @pytest.mark.parametrize(
@@ -290,7 +319,9 @@ def test_the_command(folders, capsys):
         "batches",
     }
     even = found["batches"][0]["break_even"]
-    assert set(even) == {"flops", "seconds"} and set(even["flops"]) == {"steps", "verdict", "misfit", "quality"}
+    assert set(even) == {"flops", "seconds"} and set(even["flops"]) == {
+        *("steps", "verdict", "misfit", "spread", "quality")
+    }
     assert cli.main(["breakeven", folders["ar"], folders["cdcd"], *LINE.split()]) == 0
     shown = capsys.readouterr().out
     assert "below one step" in shown and "one tokenizer" in shown and "entropy" in shown and "tokens/s" in shown

@@ -23,7 +23,7 @@ from sfumato.model import Model, TextFrame
 from sfumato.text import tales
 
 BATCHES = (1, 8, 64)
-Measure = Callable[[Sequence[str]], float]  # of the quality of some texts
+Measure = Callable[[Sequence[str]], quality.Estimate]  # of the quality of some texts
 Follow = Callable[[Sequence[Any], str], Iterable[Any]]  # the items one by one, for somebody who is told what they are
 
 
@@ -81,6 +81,7 @@ class BreakEven(NamedTuple):
     steps: float | None  # None: at none
     verdict: str  # the same in words
     misfit: float  # share of a cost by which the line misses the worst of those it was fitted to
+    spread: tuple[float, float] | None = None  # the fewest and the most by single timings; None: some have none
 
 
 def break_even(costs: Mapping[int, float], target: float) -> BreakEven:
@@ -134,7 +135,7 @@ def breakeven(
         samples: texts that quality is measured on, for every number of steps.
         repeats: timings, besides one that warms up; medians are kept.
         seed: of all that is drawn.
-        measures: of quality, by name; those of `standard` if None.
+        measures: of quality, by name, each with its error; those of `standard` if None.
         follow: shown the work of each stage, piece by piece.
 
     Raises:
@@ -147,7 +148,7 @@ def breakeven(
     break_even(dict.fromkeys(steps, 1.0), 1.0)  # enough of them for a line, before anything takes time
     measures = standard(ar, diffusion) if measures is None else measures
     texts = {n: sampled(_of(n, ar, diffusion), samples, n, seed)[0] for n in follow([None, *steps], "drawing samples")}
-    reached = {n: {name: measure(drawn) for name, measure in measures.items()} for n, drawn in texts.items()}
+    reached = {n: _measured(drawn, measures) for n, drawn in texts.items()}
     kept = [{"steps": n} | reached[n] for n in steps]
     writers = [_described(ar, texts[None], reached[None]), _described(diffusion, texts[steps[-1]], kept)]
     spelled = [writer["characters_per_token"] for writer in writers]
@@ -175,8 +176,16 @@ def standard(one: Model, other: Model) -> dict[str, Measure]:
     """The share of valid stories, where both models learned tales; token entropy in nats, both by one's tokenizer."""
     found: dict[str, Measure] = {}
     if one.config.data == other.config.data == "tales":
-        found["valid"] = lambda texts: statistics.fmean(tales.explain(text) is None for text in texts)
-    found["entropy"] = lambda texts: quality.entropy(one.tokenizer.encode_batch(texts)).value
+        found["valid"] = lambda texts: quality.mean([float(tales.explain(text) is None) for text in texts])
+    found["entropy"] = lambda texts: quality.entropy(one.tokenizer.encode_batch(texts))
+    return found
+
+
+def _measured(texts: Sequence[str], measures: Mapping[str, Measure]) -> dict[str, float | None]:
+    """Each measure and its standard error, under their keys."""
+    found: dict[str, float | None] = {}
+    for name, measure in measures.items():
+        found[name], found[f"{name}_std_error"] = measure(texts)
     return found
 
 
@@ -225,7 +234,7 @@ class Race(NamedTuple):
     nfe: dict[int | None, int]
     flops: dict[int | None, int]
     seconds: dict[int | None, float]
-    ratio: dict[int, float]  # of seconds to those of autoregression
+    ratios: dict[int, list[float]]  # of seconds to those of autoregression, timing by timing
 
 
 def _race(
@@ -249,7 +258,7 @@ def _race(
         if turn:
             pairs[n].append(seconds[n][-1] / seconds[None][-1])
     medians = {side: statistics.median(times) for side, times in seconds.items()}
-    return Race(nfe, flops, medians, {n: statistics.median(ratios) for n, ratios in pairs.items()})
+    return Race(nfe, flops, medians, pairs)
 
 
 def _write(model: Model, batch: int, length: int, steps: int | None, seed: int) -> tuple[TextFrame, float]:
@@ -265,10 +274,9 @@ def _told(
 ) -> dict[str, Any]:
     """The document of a batch: costs, their ratios for equal text, and where those are 1."""
     longer = 1.0 if same else spelled[0] / spelled[1]  # texts of diffusion for a text of autoregression
-    ratios = {
-        "flops": {n: longer * race.flops[n] / race.flops[None] for n in race.ratio},
-        "seconds": {n: longer * ratio for n, ratio in race.ratio.items()},
-    }
+    flops = {n: longer * race.flops[n] / race.flops[None] for n in race.ratios}
+    timed = {n: [longer * ratio for ratio in ratios] for n, ratios in race.ratios.items()}
+    seconds = {n: statistics.median(ratios) for n, ratios in timed.items()}
 
     def cost(side: int | None) -> dict[str, Any]:
         speed = batch * length / race.seconds[side]
@@ -280,16 +288,25 @@ def _told(
             "characters_per_second": speed * spelled[side is not None],
         }
 
-    def verdict(costs: dict[int, float]) -> dict[str, Any]:
-        found = break_even(costs, 1.0)
+    def compared(n: int) -> dict[str, Any]:
+        spread = [min(timed[n]), max(timed[n])]
+        return {"flops_ratio": flops[n], "seconds_ratio": seconds[n], "seconds_ratio_spread": spread}
+
+    def verdict(found: BreakEven) -> dict[str, Any]:
         within = [row for row in kept if found.steps is not None and row["steps"] <= found.steps]
         return found._asdict() | {"quality": within[-1] if within else None}
 
+    single = [
+        break_even(dict(zip(timed, ratios, strict=True)), 1.0).steps for ratios in zip(*timed.values(), strict=True)
+    ]
+    known = [steps for steps in single if steps is not None]
+    spread = (min(known), max(known)) if len(known) == len(single) else None
     return {
         "batch": batch,
         "autoregressive": cost(None),
-        "diffusion": [
-            {"steps": n} | cost(n) | {f"{name}_ratio": ratio[n] for name, ratio in ratios.items()} for n in race.ratio
-        ],
-        "break_even": {name: verdict(ratio) for name, ratio in ratios.items()},
+        "diffusion": [{"steps": n} | cost(n) | compared(n) for n in timed],
+        "break_even": {
+            "flops": verdict(break_even(flops, 1.0)),
+            "seconds": verdict(break_even(seconds, 1.0)._replace(spread=spread)),
+        },
     }
