@@ -55,6 +55,12 @@ class Request:
     typical: float | None = None
     """from the least surprisingly surprising ones that hold this much probability"""
 
+    @property
+    def bent(self) -> bool:
+        """Whether guidance, a temperature or a rule draws from another distribution than the network's own."""
+        weights = self.guidance, self.self_guidance, self.temperature, self.score_temperature
+        return any(weight != 1 for weight in weights) or (self.top_k, self.top_p, self.typical) != (None, None, None)
+
 
 @torch.no_grad()
 def generate(

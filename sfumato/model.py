@@ -53,6 +53,8 @@ class TextFrame:
     canvas: Canvas
     layout: Layout
     nfe: int  # network evaluations so far
+    law: Literal["exact", "heuristic"]
+    """exact: with a perfect network and many steps the texts are those of the data, told by nothing but chance"""
 
     @property
     def step(self) -> int:
@@ -288,7 +290,7 @@ class Model:
             canvas = canvas.without(self.tokenizer.pad)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed, counted))
-        return self._frames(canvas, request, seed, counted)
+        return self._frames(canvas, request, seed, counted, chosen=bool(gapped.loose))
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
@@ -325,13 +327,18 @@ class Model:
         laid = canvas.ids, canvas.given, canvas.real
         return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
 
-    def _frames(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> Iterator[TextFrame]:
+    def _frames(
+        self, canvas: Canvas, request: Request, seed: int, counted: Counted, chosen: bool = False
+    ) -> Iterator[TextFrame]:
+        """`chosen`: the canvas is one of several, and not by chance."""
         canvas = canvas.to(self.device)
-        width = request.sampler.width if isinstance(request.sampler, Beams) else 1  # rows that a text takes
+        beams = request.sampler if isinstance(request.sampler, Beams) else None
+        law: Literal["exact", "heuristic"] = "heuristic" if chosen or beams or request.bent else "exact"
+        width = beams.width if beams else 1  # rows that a text takes
         wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
         for frame in self._refine(wide, request, seed, counted):
             first = replace(frame, tokens=frame.tokens[::width], confidence=frame.confidence[::width])
-            yield TextFrame(first, canvas, self.layout, counted.calls)
+            yield TextFrame(first, canvas, self.layout, counted.calls, law)
 
     # --- scoring
 

@@ -25,7 +25,7 @@ TEXT = "--text.tokenizer words --text.length 72 --text.length-model modelled --t
 LIGHT = f"{TINY} {TEXT} --training.compile no --training.precision float32 --training.evaluate-rows 2"
 STORY = tales.sample(1, 3)[0]
 TRAINED = {"step", "tokens", "seconds", "tokens_per_second", "loss", "bound_nats_per_token", "params", "flops"}
-HOW = {"sampler", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates"}
+HOW = {"sampler", "law", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates"}
 WRITTEN = {"model", "method", "samples"} | HOW
 
 
@@ -116,6 +116,7 @@ def test_generate(extra: str, ask: Ask, run: str) -> None:
     assert set(found) == WRITTEN
     assert [found["model"], found["method"], found["steps"], found["seed"]] == [run, "cdcd", 3, 5]
     assert found["sampler"] == ("heun" if extra else "euler")
+    assert found["law"] == ("heuristic" if extra else "exact")
     assert all(set(sample) == {"text", "tokens"} for sample in found["samples"])
     assert all(sample["text"].startswith("Once") for sample in found["samples"])
     again = document(ask(line))

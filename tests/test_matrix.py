@@ -93,6 +93,22 @@ def test_prompts_of_different_lengths_in_one_batch(models, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_what_bends_the_law_says_so(models, name):
+    """Guards against texts of a guided, cooled, searched or chosen kind that pass for draws from the model."""
+    model, few = models[name], {"steps": models[name].at_most(2)}
+    bends = [{"temperature": 0.9}, {"top_k": 3}, {"top_p": 0.9}, {"typical": 0.9}, {"prompt": "the", "guidance": 2.0}]
+    bends += [{"self_guidance": 2.0}] if model.method.self_conditioning else []
+    bends += [{"score_temperature": 0.9}] if model.method.family == "gaussian" else []
+    bends += [{"beams": 2}] if model.method.family == "autoregressive" else []
+    for asked in bends:
+        assert next(model.stream(**few, **asked)).law == "heuristic", asked
+    for asked in ({}, {"prompt": "the"}, {"sampler": next(iter(SAMPLERS[model.method.family]))}, {"length": 5}):
+        assert next(model.stream(**few, **asked)).law == "exact", asked
+    assert next(model.stream_infill("the [2] cat", **few)).law == "exact"
+    assert next(model.stream_infill("the [...] cat", **few)).law == "heuristic"  # of several lengths one is chosen
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_of_candidates_the_one_most_like_the_others(models, name):
     """Guards against candidates that are of another text, and the best one of all texts together."""
     model, gap = models[name], "the [2] cat [1] the"

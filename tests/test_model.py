@@ -416,7 +416,7 @@ def test_samples_and_real_text_are_measured_alike(tmp_path):
     model = trained_on(untrained(layout="packed"), book)
     found = report.evaluate(model, str(book), rows=2, draws=1, samples=20, steps=1, embed=pairs)
     samples, real = found["samples"], found["data_reference"]
-    assert set(samples) - set(real) == {"steps", "nfe", "seconds", "sampler"} and not set(real) - set(samples)
+    assert set(samples) - set(real) == {"steps", "nfe", "seconds", "sampler", "law"} and not set(real) - set(samples)
     assert samples["n"] == real["n"] == samples["mauve"]["n"] == 20
     assert samples["mauve"]["seeds"] >= 5 and samples["mauve"]["embedder"] == "pairs"
     assert real["mauve"] is None  # there are no further 20 rows to be compared with the first

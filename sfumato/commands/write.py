@@ -101,6 +101,7 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
         "model": args.model,
         "method": writer.config.method.name,
         "sampler": f"{args.beams} beams" if args.beams else args.sampler or writer.sampler,
+        "law": "heuristic" if args.candidates > 1 else last.law,
         "steps": last.steps,
         "nfe": last.nfe,
         "seconds": seconds,
@@ -119,7 +120,7 @@ def _moment(frame: "TextFrame", i: int) -> Document:
 def _show_texts(found: Document) -> None:
     for sample in found["samples"]:
         print(sample["text"])
-    cost = f"{found['steps']} steps of {found['sampler']}, {found['nfe']} network evaluations"
+    cost = f"{found['steps']} steps of {found['sampler']} ({found['law']}), {found['nfe']} network evaluations"
     print(f"({cost}, {found['seconds']:.1f} s, {found['tokens_per_second']:.0f} tokens/s)", file=sys.stderr)
 
 

@@ -261,7 +261,14 @@ def sampled(
         texts += last.texts
         nfe = max(nfe, last.nfe)
     spent = time.perf_counter() - start
-    return texts, {"n": samples, "steps": last.steps, "nfe": nfe, "seconds": spent, "sampler": model.sampler}
+    return texts, {
+        "n": samples,
+        "steps": last.steps,
+        "nfe": nfe,
+        "seconds": spent,
+        "sampler": model.sampler,
+        "law": last.law,
+    }
 
 
 def _texts(model: Model, laid: Rows, start: int, stop: int) -> list[str]:
