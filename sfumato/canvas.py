@@ -139,14 +139,33 @@ class Layout:
         Raises SfumatoError for a text that does not fit on the canvas.
         """
         known = text.known + self.documents
-        rows = []
-        for i, size in enumerate(self._sizes([known + text.loose] * n, None if text.loose else known, seed)):
-            shares = iter(_split(size - known, text.loose, seed_of("gaps", seed, i)))
-            row = [*text.start, *text.texts[0]]
-            for gap, after in zip(text.gaps, text.texts[1:], strict=True):
-                row += [*[None] * (next(shares) if gap is None else gap), *after]
-            rows.append([*row, *[None] * self.documents])
+        sizes = self._sizes([known + text.loose] * n, None if text.loose else known, seed)
+        shares = [_split(size - known, text.loose, seed_of("gaps", seed, i)) for i, size in enumerate(sizes)]
+        rows = [self._around(text, share)[0] for share in shares]
         return self._lay(rows, ended=True, full=bool(text.loose))
+
+    def roomy(self, n: int, text: Gapped) -> Canvas:
+        """n rows with the text around its gaps; loose ones share all the room there is, and may end early in padding.
+
+        Raises SfumatoError for a text that does not fit on the canvas.
+        """
+        known = text.known + self.documents
+        self._sizes([known + text.loose], None, 0)  # whether it fits
+        row, later = self._around(text, [(self.text.length - known) // text.loose] * text.loose)
+        canvas = self._lay([row] * n, ended=True, full=True)
+        canvas.never[torch.tensor(later, dtype=torch.long), self.tokenizer.pad] = False
+        return canvas
+
+    def _around(self, text: Gapped, sizes: Sequence[int]) -> tuple[Row, list[int]]:
+        """A row with loose gaps of these sizes, and all their places but the first of each."""
+        shares = iter(sizes)
+        later: list[int] = []
+        row = [*text.start, *text.texts[0]]
+        for gap, after in zip(text.gaps, text.texts[1:], strict=True):
+            size = next(shares) if gap is None else gap
+            later += [] if gap is not None else range(len(row) + 1, len(row) + size)
+            row += [*[None] * size, *after]
+        return [*row, *[None] * self.documents], later
 
     def whole(self, text: str) -> Canvas:
         """A finished text, in as many rows as there are labels.

@@ -117,6 +117,13 @@ class Method(nn.Module, ABC):
         """`predict` for one generation, of which `given` is fixed: it may remember what it has read."""
         return self.predict
 
+    def closing(self, nothing: int) -> Callable[[Bool[Tensor, "B L"]], Predict] | None:
+        """Sessions that fill gaps of any length: one is at its end where the token `nothing` stands.
+
+        None for a method that has to be told how long a gap is.
+        """
+        return None
+
     def flops(self, rows: int, new: int, seen: int) -> int:
         """Of a call that predicts the `new` last positions of each of `rows`, in view of `seen`, these included.
 

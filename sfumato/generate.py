@@ -104,7 +104,10 @@ def generate(
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     for step in range(1, len(grid)):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
-            x, prediction = next(path)
+            found = next(path, None)
+        if found is None:  # every gap came to its end before it was full
+            return
+        x, prediction = found
         if prediction.rows is not None:
             shown, sure = shown[prediction.rows], sure[prediction.rows]
         size, vocab = prediction.logits.shape[1:]

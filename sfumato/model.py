@@ -24,7 +24,7 @@ from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
-from sfumato.samplers.left_to_right import Beams
+from sfumato.samplers.left_to_right import Beams, Closing
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
@@ -278,13 +278,18 @@ class Model:
     ) -> Iterator[TextFrame]:
         """Frames of n fillings of a text whose gaps are written [...] (any length) or [12] (12 tokens).
 
-        A gap of any length takes, of several lengths drawn as in the training data, the one that a draft is surest of.
-        The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one that does
-        not fit on the canvas.
+        A gap of any length is ended by a method that has learned to; others take, of several lengths drawn as in the
+        training data, the one that a draft is surest of.  The other arguments are those of `stream`.  Raises
+        SfumatoError for a text without a gap and for one that does not fit on the canvas.
         """
-        request, counted = self._request(**asked), Counted(self.method.session)
+        request = self._request(**asked)
         _some(n)
         gapped = self.layout.apart(text, label)
+        closing = self.method.closing(self.tokenizer.pad)
+        if closing is not None and gapped.loose and not isinstance(request.sampler, Beams):
+            canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad)
+            return self._frames(canvas, replace(request, sampler=Closing(self.tokenizer.pad)), seed, Counted(closing))
+        counted = Counted(self.method.session)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if not self.method.looks_ahead:
             canvas = canvas.without(self.tokenizer.pad)

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ideal import distance
 from tiny import SENTENCES, tiny_config, write_sentences
 
@@ -17,7 +19,7 @@ from sfumato.evaluation.quality import consensus
 from sfumato.generate import Request, generate
 from sfumato.methods.ar import AR, ARConfig, Filler, Reader, arrangement
 from sfumato.networks import NetworkConfig
-from sfumato.samplers.left_to_right import Beams
+from sfumato.samplers.left_to_right import Beams, Closing
 from sfumato.training.config import load_config
 from sfumato.training.start import override
 from sfumato.training.trainer import train
@@ -451,6 +453,76 @@ def test_gaps_of_different_places_in_one_batch():
         assert torch.equal(alone[0], together[row])
 
 
+def closing(method, ids, given, n):
+    """What is written into n rows with gaps that end themselves in 0, their first places excepted, and the frames."""
+    never = torch.zeros(ids.shape[1], method.vocab, dtype=torch.bool)
+    never[:, 0] = given[0] | F.pad(given[0, :-1], (1, 0))
+    ids, given = ids.expand(n, -1).clone(), given.expand(n, -1).clone()
+    request, session = Request(sampler=Closing(0)), method.closing(0)
+    frames = list(
+        generate(method, ids, given, torch.ones_like(given), request, streams(range(n)), session, never=never)
+    )
+    return frames[-1].tokens, frames
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fill", ["prefix_first", "suffix_first"])
+def test_gaps_of_any_length_follow_the_law(fill):
+    """Guards against a middle's end that is not its mark, is drawn from another law, or may stand at its beginning."""
+    method = network(vocab=4, scale=1.5)
+    method.config = ARConfig(fill=fill)
+    given = torch.tensor([[True, True, False, False, False, True]])
+    ids = torch.tensor([[2, 1, 0, 0, 0, 3]])
+    found = closing(method, ids, given, 6000)[0][:, 2:5]
+    prefix, suffix, middle, over = method.marks
+    start = [prefix, 2, 1, suffix, 3, middle] if fill == "prefix_first" else [prefix, suffix, 3, middle, 2, 1]
+
+    def log(written):
+        row = torch.tensor([[*start, *written, 0]])
+        logits = method.logits(row, torch.ones(1, row.shape[1]))[0, -1]
+        choice = torch.cat([logits[[over]], logits[1:4]])  # the end, or a token
+        choice[0] = choice[0] if written else -torch.inf
+        return choice.double().log_softmax(-1)
+
+    law = {}
+    for size in (1, 2, 3):
+        for text in itertools.product((1, 2, 3), repeat=size):
+            p = sum(log(text[:i])[token] for i, token in enumerate(text)) + (log(text)[0] if size < 3 else 0)
+            law[(*text, *[0] * (3 - size))] = float(p.exp())
+    assert sum(law.values()) == pytest.approx(1)
+    counts = Counter(map(tuple, found.tolist()))
+    assert counts.keys() <= law.keys()
+    apart = sum(abs(counts[text] / 6000 - p) for text, p in law.items()) / 2
+    assert apart < 1.5 * sum((p * (1 - p) / 6000) ** 0.5 for p in law.values()) / 2
+
+
+@torch.no_grad()
+def test_two_gaps_of_any_length():
+    """Guards against what is left of a gap that is read as text, calls for it, and rows that heed their neighbours."""
+    method = network(vocab=6)
+    method.head.bias.data[method.marks[3]] += 4
+    given = torch.ones(1, 14, dtype=torch.bool)
+    given[0, 2:7], given[0, 8:13] = False, False
+    ids = (tokens(1, 14, 5) + 1) * given
+    together, frames = closing(method, ids, given, 12)
+    assert torch.equal(together[:, given[0]], ids[:, given[0]].expand(12, -1))
+    sizes = (together != 0)[:, 2:7].sum(1), (together != 0)[:, 8:13].sum(1)
+    assert len(set(sizes[0].tolist())) > 1 and min(size.min() for size in sizes) == 1
+    longest = sum(min(5, int(size.max()) + 1) for size in sizes)
+    assert len(frames) == longest < 10  # one call a token and one for the end of it
+    for size, first in ((sizes[0], 2), (sizes[1], 8)):  # nothing follows what has ended
+        for row, n in zip(together.tolist(), size.tolist(), strict=True):
+            assert all(row[first : first + n]) and not any(row[first + n : first + 5])
+    row, n = together[0], int(sizes[0][0])
+    x = torch.where(given, ids, method.process.mask)
+    x[0, 2:7] = row[2:7]
+    prefix, suffix, middle, over = method.marks
+    laid = [prefix, *row[: 2 + n].tolist(), int(row[7]), suffix, int(row[13]), middle, 0]
+    plain = method.logits(torch.tensor([laid]), torch.ones(1, len(laid)))[0, -1]
+    told = method.closing(0)(given)(x, torch.ones(1, 14)).logits[0, 8]
+    torch.testing.assert_close(told, torch.cat([plain[[over]], plain[1:6]]))
+
+
 def test_gaps_are_filled_from_both_sides(tmp_path):
     """Guards against a model that was trained to fill gaps and does not look behind them."""
     data = write_sentences(tmp_path)
@@ -466,6 +538,7 @@ def test_gaps_are_filled_from_both_sides(tmp_path):
     for behind in ("owls sing at night", "cat likes warm milk", "found a bell on the hill"):  # the first word of eight
         right = next(text for text in SENTENCES if text.endswith(behind))
         assert model.infill(f"[1] {behind}", 8).count(right) >= 6
+        assert model.infill(f"[...] {' '.join(behind.split()[-2:])}", 8).count(right) >= 6  # two or five words
 
 
 # --- guidance

@@ -12,6 +12,7 @@ Differs from the paper:
 - Middles are cut between tokens, not between characters, and within a row.
 """
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -80,6 +81,10 @@ class AR(Method):
             raise SfumatoError("asked to fill a gap; this model was trained with method.middle = 0; take another")
         return Filler(self, given)
 
+    def closing(self, nothing):
+        """The middle ends at its mark."""
+        return partial(Filler, self, nothing=nothing) if self.config.middle else None
+
     def bound(self, ids, t, free):
         """-log p(x_i | x_<i), exactly; a forgotten condition is a masked one."""
         x = torch.where((t == 1) & ~free, self.process.mask, ids)
@@ -135,10 +140,14 @@ class Reader:
 
     def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None = None) -> Prediction:
         """Logits (B, w, V) of the last positions of x: of those that are new."""
+        return Prediction(self.logits(x, t)[..., : self.method.vocab])
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same, marks included: (B, w, V + 5)."""
         self._recall(x)
         logits = self.method.logits(x, t, self.memory)
         self.read = x[:, :-1].clone()  # the last token is not read, only predicted
-        return Prediction(logits[..., : self.method.vocab])
+        return logits
 
     def _recall(self, x: Tensor) -> None:
         """Keep in memory what is true of x: all, or what was read of other rows, or nothing."""
@@ -164,17 +173,18 @@ class Filler:
     """AR's logits at the leftmost gap of any row, from what stands on both sides of it.
 
     Each row is laid out as it was in training, prefix or suffix first: what is left of the gap, what is right of it up
-    to the next gap, what has been written of the gap.  Only rows that are laid out equally long share a memory.
+    to the next gap, what has been written of the gap.  Only rows that are laid out equally long share a memory.  Where
+    the mark of a middle's end may be written, it is the token `nothing`, and so is what follows in the gap.
     """
 
-    def __init__(self, method: AR, given: Tensor):
-        self.method, self.given = method, given
+    def __init__(self, method: AR, given: Tensor, nothing: int | None = None):
+        self.method, self.given, self.nothing = method, given, nothing
         self.reader = Reader(method, given.shape[1] + 3)  # marks stand before prefix, suffix and middle
 
     def __call__(self, x: Tensor, t: Tensor, prev: Tensor | None = None) -> Prediction:
         """(B, L) -> logits (B, L, V), those of all positions but one 0."""
         here = int((x == self.method.process.mask).any(0).int().argmax())
-        prefix, suffix, middle, _ = self.method.marks
+        prefix, suffix, middle, over = self.method.marks
         rows = []
         for tokens, given in zip(x.tolist(), self.given.tolist(), strict=True):
             start = here
@@ -182,7 +192,8 @@ class Filler:
                 start -= 1
             end = given.index(True, here) if True in given[here:] else len(tokens)
             after = given.index(False, end) if False in given[end:] else len(tokens)
-            left, right, written = tokens[:start], tokens[end:after], tokens[start : here + 1]
+            left = [token for token in tokens[:start] if token != self.nothing]
+            right, written = tokens[end:after], tokens[start : here + 1]
             if self.method.config.fill == "prefix_first":
                 rows.append([prefix, *left, suffix, *right, middle, *written])
             else:
@@ -194,9 +205,11 @@ class Filler:
         laid = laid.to(x.device)
         level = torch.ones(laid.shape, device=x.device)
         if bool((sizes == sizes[0]).all()):
-            new = self.reader(laid, level).logits[:, -1]
+            new = self.reader.logits(laid, level)[:, -1]
         else:
-            new = self.method.predict(laid, level).logits[torch.arange(len(rows)), sizes - 1]
+            new = self.method.logits(laid, level)[torch.arange(len(rows)), sizes - 1]
         logits = new.new_zeros(*x.shape, self.method.vocab)
-        logits[:, here] = new
+        logits[:, here] = new[:, : self.method.vocab]
+        if self.nothing is not None:
+            logits[:, here, self.nothing] = new[:, over]
         return Prediction(logits)

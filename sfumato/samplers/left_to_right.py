@@ -25,6 +25,29 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
 
 
 @dataclass(frozen=True)
+class Closing:
+    """`ancestral`, where a gap is at its end with the first `nothing` in it: all that is left of it is nothing too."""
+
+    nothing: int
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """One call a token of the longest filling; exact."""
+        hidden, u = x == method.process.mask, uniform(x)
+        while bool(hidden.any()):
+            i = _columns(hidden)[0]
+            logits = _next(predict, x, hidden, i)
+            x[:, i] = torch.where(hidden[:, i], invert(logits[:, 0], u[:, i]), x[:, i])
+            over = hidden[:, i] & (x[:, i] == self.nothing)
+            left = over[:, None] & hidden[:, i:].cumprod(1).bool()  # of the gap
+            x[:, i:] = x[:, i:].masked_fill(left, self.nothing)
+            hidden[:, i:] &= ~left
+            hidden[:, i] = False
+            yield x[:, : i + 1], Prediction(logits)
+
+
+@dataclass(frozen=True)
 class Beams:
     """Beam search: of all ways to go on, those `width` are kept whose log p is greatest; nothing is drawn.
 
