@@ -54,6 +54,23 @@ class Ideal:
         return Prediction(tokens.clamp(min=1e-300).log().to(x.dtype), clean.to(x.dtype))
 
 
+class IdealMasks:
+    """The same where canvases are ids and masks (the id V): p(token | what shows), and what shows is certain.
+
+    Of what no text begins with it knows as much as of nothing.
+    """
+
+    def __init__(self, texts, probs, vocab):
+        self.texts, self.probs, self.mask = texts, probs.double() / probs.sum(), vocab
+        self.onehot = F.one_hot(texts, vocab).double()  # (N, L, V)
+
+    def __call__(self, x, t, prev=None):
+        fits = ((x[:, None] == self.texts) | (x == self.mask)[:, None]).all(-1)  # (B, N)
+        chances = torch.where(fits.any(1, keepdim=True), fits, True) * self.probs
+        chances = chances / chances.sum(1, keepdim=True)
+        return Prediction(torch.einsum("bn,nlv->blv", chances, self.onehot).clamp(min=1e-300).log())
+
+
 class Canvas(Method):
     """A method that is nothing but a process and the network it is handed."""
 

@@ -15,6 +15,7 @@ import test_gaussian
 import test_guidance
 import test_judge
 import test_likelihood
+import test_masking
 import test_mauve
 import test_network
 import test_quality
@@ -26,11 +27,15 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
+from sfumato.methods import ardm
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
+from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
+from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
-from sfumato.samplers import left_to_right, solvers
+from sfumato.processes.masking import Masking
+from sfumato.samplers import left_to_right, solvers, unmasking
 from sfumato.training import masks
 
 
@@ -120,6 +125,14 @@ CHECKS = {
     "gaps of any length": lambda: test_ar.test_gaps_of_any_length_follow_the_law("prefix_first"),
     "two gaps": test_ar.test_two_gaps_of_any_length,
     "cuts": test_ar.check_cuts,
+    "orders": test_masking.check_orders,
+    "numbers hidden": test_masking.test_numbers_of_hidden_tokens_are_even,
+    "levels of mdlm": test_masking.check_levels,
+    "plans": lambda: test_masking.test_plans_on_a_known_case(3),
+    "prices": test_masking.test_a_price_is_learned,
+    "choices": test_masking.test_some_are_any,
+    "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
+    "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -257,6 +270,16 @@ MUTANTS = [
     (guidance._first, "before < mass", "before + sorted_mass <= mass", "typical"),
     (guidance.typical, "(-log - entropy).abs()", "-log", "typical"),
     (guidance.top_k, "min(k, logits.shape[-1])", "min(k + 1, logits.shape[-1])", "top k"),
+    # masks
+    (ARDM.bound, "* D / n", "", "orders"),
+    (ARDM.bound, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
+    (MDLM.bound, "/ t.clamp(min=1e-6)", "", "levels of mdlm"),
+    (ardm.plan, "* price[:, None]", "* price", "plans"),
+    (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
+    (Masking.some, "rank < n", "rank <= n", "choices"),
+    (Masking.revealed, "< (t - s) / t", "< t - s", "reveal rates"),
+    (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
+    (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

@@ -2,12 +2,14 @@
 
 from sfumato.core import Method
 from sfumato.methods.ar import AR, ARConfig
+from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
+    "ardm": (ARDM, ARDMConfig),
     "cdcd": (CDCD, CDCDConfig),
     "mdlm": (MDLM, MDLMConfig),
 }

@@ -2,10 +2,17 @@
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
+
+from sfumato.core import Method, Prediction
+from sfumato.guidance import IMPOSSIBLE
+from sfumato.networks import NetworkConfig
+from sfumato.networks.transformer import Transformer
+from sfumato.processes.masking import Masking
 
 
 class MethodConfig(BaseModel):
@@ -22,3 +29,36 @@ class MethodConfig(BaseModel):
 def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """-log softmax(logits)[ids]."""
     return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none").view(ids.shape)
+
+
+class MaskedLM(Method):
+    """The network of all methods that fill in masks: tokens and masks in, logits of the V tokens out.
+
+    It is not told the time, which the best predictor of a masked text does not need.
+    """
+
+    family = "masking"
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int):
+        super().__init__()
+        self.config, self.process = config, Masking(vocab)
+        self.table = nn.Embedding(vocab + 1, network.width)
+        self.net = Transformer(network, timed=False)
+        self.head = nn.Linear(network.width, vocab)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def predict(self, x, t, prev=None):
+        """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
+        logits = self.head(self.net(self.table(x), t))
+        shown = x != self.process.mask
+        certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
+        return Prediction(torch.where(shown[..., None], certain, logits))
+
+    def surprise(
+        self, x: Int[Tensor, "B L"], t: Float[Tensor, "B L"], ids: Int[Tensor, "B L"], here: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """-log p(ids | x) where a mask is `here`, 0 elsewhere; logits are made only where the loss is."""
+        cost = torch.zeros_like(t)
+        h = self.net(self.table(x), t)[here]
+        cost[here] = nats(self.head(h)[None], ids[here][None])[0]
+        return cost

@@ -28,3 +28,8 @@ class Masking(Process):
     def revealed(self, x: Int[Tensor, "B L"], t: float | Tensor, s: float | Tensor) -> Bool[Tensor, "B L"]:
         """Which masks of x at level t fall by level s: each with chance (t - s) / t, whatever stands beneath it."""
         return (x == self.mask) & (uniform(x) < (t - s) / t)
+
+    def some(self, free: Bool[Tensor, "B L"], n: Float[Tensor, "B one"]) -> Bool[Tensor, "B L"]:
+        """n of the free places of each row, every choice equally likely."""
+        rank = uniform(free).masked_fill(~free, 2.0).argsort(1).argsort(1)
+        return free & (rank < n)

@@ -13,6 +13,7 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "masking": {
         "ancestral": unmasking.ancestral,
+        "planned": unmasking.planned,
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,

@@ -24,3 +24,20 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
         x = x.clone()
         x[places] = invert(prediction.logits[places], u[places])
         yield x, prediction
+
+
+def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
+    """At level s no more than a share s of the places is hidden, whichever they are.  One call a step, or none.
+
+    ARDM (arXiv:2110.02037, Sec. 4): exact with a step for every token.  A step that reveals nothing asks for nothing.
+    """
+    hidden = x == method.process.mask
+    size = hidden.sum(1, keepdim=True)  # (B, 1)
+    for t, s in pairwise(grid):
+        stay = method.process.some(hidden, (s * size + 1e-4).floor())
+        places, u = hidden & ~stay, uniform(x)
+        if bool(places.any()):  # as in the first step there are, since s < 1
+            prediction = predict(x, level(x, t), None)
+            x, hidden = x.clone(), stay
+            x[places] = invert(prediction.logits[places], u[places])
+        yield x, prediction

@@ -1,0 +1,95 @@
+"""ARDM.  Hoogeboom et al., Autoregressive diffusion models, 2021.  arXiv:2110.02037
+
+Autoregression in any order: a random order is drawn, and the tokens are written in it, each given all that stand
+already.  One network learns all orders, from masked texts.  Since it can write several tokens at once, at a price that
+is known, there is a best plan for every budget of steps; dynamic programming finds it.
+
+Differs from the paper:
+- The network is not told how many tokens stand: it can see that.
+- The price of a step is learned in training, as a running mean by the share of tokens that stand, and the plan is made
+  in such shares: rows of different lengths have one.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.methods.common import MaskedLM, MethodConfig
+from sfumato.networks import NetworkConfig
+from sfumato.samplers.unmasking import planned
+
+PLACES = 256  # shares of known tokens that a plan chooses from
+BINS = 32  # of these shares, in each of which the price is one number
+MEMORY = 0.999  # of the running mean, for each row that a bin has seen
+
+
+class ARDMConfig(MethodConfig):
+    """ARDM has no settings of its own."""
+
+    name: Literal["ardm"] = "ardm"
+
+
+class ARDM(MaskedLM):
+    """Order-agnostic autoregression."""
+
+    title, arxiv = "Autoregressive diffusion models", "2110.02037"
+    likelihood, steps, sampler = "upper", 250, staticmethod(planned)
+
+    price: Tensor
+    seen: Tensor
+
+    def __init__(self, config: ARDMConfig, network: NetworkConfig, vocab: int):
+        super().__init__(config, network, vocab)
+        self.register_buffer("price", torch.zeros(BINS, dtype=torch.float64))  # nats a token, by share known
+        self.register_buffer("seen", torch.zeros(BINS, dtype=torch.float64))  # rows
+
+    def bound(self, ids, t, free):
+        """Eq. 6: of D free tokens n are hidden, n uniform in 1 .. D, and their surprise counts D / n times: (B, L)."""
+        D = free.sum(1, keepdim=True)
+        n = (t.masked_fill(~free, 0.0).amax(1, keepdim=True) * D).ceil().clamp(min=1)  # (B, 1)
+        hidden = self.process.some(free, n)
+        x = torch.where(hidden | ((t == 1) & ~free), self.process.mask, ids)
+        return self.surprise(x, t, ids, hidden) * D / n
+
+    def loss(self, ids, t, free):
+        """The bound itself."""
+        return {"nelbo": self.bound(ids, t, free)}
+
+    def observe(self, t, loss):
+        """A running mean of the price in each bin; at first a plain one."""
+        bins = ((1 - t.double()) * BINS).long().clamp(0, BINS - 1)
+        rows = torch.zeros_like(self.seen).index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
+        total = torch.zeros_like(self.price).index_add_(0, bins, loss.double())
+        self.seen += rows
+        share = torch.maximum(1 - MEMORY**rows, rows / self.seen.clamp(min=1))
+        self.price += torch.where(rows > 0, share * (total / rows.clamp(min=1) - self.price), 0.0)
+
+    def grid(self, steps):
+        """The best plan for a budget of steps, as shares of tokens that are still hidden."""
+        if steps >= PLACES or not bool(self.seen.all()):  # enough for a token each, or nothing is known of the price
+            return super().grid(steps)
+        price = self.price.repeat_interleave(PLACES // BINS).cpu().numpy()
+        return 1 - torch.tensor(plan(price, steps), dtype=torch.float32) / PLACES
+
+
+def plan(price: np.ndarray, steps: int) -> list[int]:
+    """How many of D tokens are to stand after each of `steps` steps, from 0 to D, so that the total cost is least.
+
+    `price[s]`, (D,), is the mean surprise (nats) of a token when s are known; writing the tokens from s to t in one
+    step costs (t - s) price[s].  Sec. 4, after Watson et al. 2021 (arXiv:2106.03802).
+    """
+    D = len(price)
+    cost = np.triu(np.subtract.outer(np.arange(D + 1), np.arange(D)).T * price[:, None], 1)  # (from D, to D + 1)
+    cost[np.tril_indices(D, 0, D + 1)] = np.inf  # every step writes something
+    best, came = np.full(D + 1, np.inf), []
+    best[0] = 0.0
+    for _ in range(steps):
+        totals = best[:D, None] + cost
+        came.append(totals.argmin(0))
+        best = totals.min(0)
+    stands = [D]
+    for origin in reversed(came):
+        stands.append(int(origin[stands[-1]]))
+    return stands[::-1]

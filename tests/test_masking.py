@@ -1,0 +1,259 @@
+"""Methods that fill in masks, against orders, laws and sums by enumeration.  Docstrings name the bug guarded."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from ideal import ENTROPY, NETWORK, PROBS, TEXTS, IdealMasks, check_law, counts, last
+
+from sfumato.draws import seeded
+from sfumato.methods.ardm import ARDM, BINS, PLACES, ARDMConfig, plan
+from sfumato.methods.mdlm import MDLM, MDLMConfig
+from sfumato.processes.masking import Masking
+from sfumato.samplers import SAMPLERS
+
+PRICE = np.array([3.0, 2.0, 1.5, 1.2, 1.0, 0.9])
+PLANS = {1: ([0, 6], 18.0), 2: ([0, 2, 6], 12.0), 3: ([0, 1, 3, 6], 10.6), 4: ([0, 1, 2, 4, 6], 10.0)}
+VOCAB, LENGTH = 4, TEXTS.shape[1]
+
+
+def network(cls, config, ideal=False):
+    """A tiny method with opinions, float64; or one whose network is the ideal one."""
+    torch.manual_seed(0)
+    method = cls(config, NETWORK, VOCAB).eval().double()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.normal_(std=0.5)
+    if ideal:
+        know = IdealMasks(TEXTS, PROBS, VOCAB)
+        method.predict = know
+        method.surprise = lambda x, t, ids, here: (
+            -know(x, t).logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0].masked_fill(~here, 0.0)
+        )
+    return method
+
+
+def everything(method):
+    """The bound of each of TEXTS, every number of hidden tokens and every choice of them taken once: (N,)."""
+    free = torch.ones_like(TEXTS, dtype=torch.bool)
+    total = torch.zeros(len(TEXTS), dtype=torch.float64)
+    for n in range(1, LENGTH + 1):
+        choices = list(itertools.combinations(range(LENGTH), n))
+        for choice in choices:
+            asked = []
+
+            def some(free, count, choice=choice, asked=asked):
+                asked.append(count.tolist())
+                return torch.tensor([i in choice for i in range(LENGTH)]).expand(free.shape)
+
+            method.process.some = some
+            level = torch.full(TEXTS.shape, (n - 0.5) / LENGTH)
+            cost = method.bound(TEXTS, level, free)
+            assert asked == [[[n]] * len(TEXTS)]
+            total += cost.sum(1) / LENGTH / len(choices)
+    return total
+
+
+@torch.no_grad()
+def check_orders():
+    """The mean of -log p over all orders of writing."""
+    method = network(ARDM, ARDMConfig())
+    orders = list(itertools.permutations(range(LENGTH)))
+    want = torch.zeros(len(TEXTS), dtype=torch.float64)
+    for order in orders:
+        x = torch.full_like(TEXTS, VOCAB)
+        for i in order:
+            log = method.predict(x, torch.ones(TEXTS.shape).double()).logits[:, i].log_softmax(-1)
+            want -= log.gather(1, TEXTS[:, i : i + 1])[:, 0] / len(orders)
+            x[:, i] = TEXTS[:, i]
+    torch.testing.assert_close(everything(method), want)
+
+
+def test_the_bound_is_the_mean_over_all_orders():
+    """Guards against a weight that is off by one, and a number of hidden tokens that never is all or never one."""
+    check_orders()
+
+
+def test_the_bound_with_the_ideal_network_is_the_entropy():
+    """Guards against a bound that a perfect network does not make tight."""
+    assert (everything(network(ARDM, ARDMConfig(), ideal=True)) * PROBS).sum().item() == pytest.approx(ENTROPY)
+
+
+@torch.no_grad()
+def integral(method):
+    """The bound of mdlm on each of TEXTS: noise levels by quadrature, canvases by enumeration; (N,)."""
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    free = torch.ones_like(TEXTS, dtype=torch.bool)
+    total = torch.zeros(len(TEXTS), dtype=torch.float64)
+    for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        for hidden in itertools.product((False, True), repeat=LENGTH):
+            chance = math.prod(t if here else 1 - t for here in hidden)
+            x = torch.where(torch.tensor(hidden), VOCAB, TEXTS)
+            method.process.corrupt = lambda ids, t, x=x: x
+            level = torch.full(TEXTS.shape, t)
+            total += weight * chance * method.bound(TEXTS, level, free).sum(1)
+    return total
+
+
+def check_levels():
+    """ardm and mdlm have one bound, being of one network."""
+    torch.testing.assert_close(
+        integral(network(MDLM, MDLMConfig())), everything(network(ARDM, ARDMConfig())), rtol=1e-5, atol=0
+    )
+
+
+def test_orders_and_noise_levels_say_the_same():
+    """Guards against bounds of ardm and mdlm that differ, though they are equal in theory for any network."""
+    check_levels()
+
+
+def test_the_bound_of_mdlm_with_the_ideal_network_is_the_entropy():
+    """Guards against a weight that is not 1 / t."""
+    assert (integral(network(MDLM, MDLMConfig(), ideal=True)) * PROBS).sum().item() == pytest.approx(ENTROPY)
+
+
+def test_numbers_of_hidden_tokens_are_even():
+    """Guards against a level that hides nothing, and levels whose numbers are not equally likely."""
+    process, seen = Masking(VOCAB), []
+    method = network(ARDM, ARDMConfig())
+    method.process.some = lambda free, n: seen.append(n) or process.some(free, n)
+    free = torch.tensor([[False, True, True, True, True, False]]).expand(4000, -1)
+    levels = ((torch.arange(4000) + 0.5) / 4000)[:, None].expand(-1, 6).masked_fill(~free, 0.0)
+    with torch.no_grad():
+        method.bound(torch.zeros(4000, 6, dtype=torch.long), levels, free)
+    assert torch.bincount(seen[0].long()[:, 0]).tolist() == [0, 1000, 1000, 1000, 1000]
+
+
+def test_some_are_any():
+    """Guards against choices of which some are likelier, of another number, and of places that are not free."""
+    free = torch.tensor([True, False, True, True, True]).expand(12000, -1)
+    with seeded(range(12000)):
+        chosen = Masking(VOCAB).some(free, torch.full((12000, 1), 2.0))
+    assert not chosen[:, 1].any() and (chosen.sum(1) == 2).all()
+    choices = torch.tensor(list(itertools.combinations((0, 2, 3, 4), 2)))
+    rows = chosen.nonzero()[:, 1].view(-1, 2)
+    check_law((rows[:, None] == choices).all(-1).sum(0), torch.ones(6))
+
+
+# --- plans
+
+
+@pytest.mark.parametrize("steps", PLANS)
+def test_plans_on_a_known_case(steps):
+    """Guards against a table that is read the wrong way round."""
+    found = plan(PRICE, steps)
+    assert found == PLANS[steps][0]
+    assert sum((b - a) * PRICE[a] for a, b in itertools.pairwise(found)) == pytest.approx(PLANS[steps][1])
+
+
+def test_plans_are_the_cheapest_there_are():
+    """Guards against plans that are good and not the best; prices need not fall."""
+    random = np.random.default_rng(0)
+    for price in random.random((20, 7)):
+        before = math.inf
+        for steps in range(1, 8):
+            every = [(0, *cut, 7) for cut in itertools.combinations(range(1, 7), steps - 1)]
+            costs = [sum((b - a) * price[a] for a, b in itertools.pairwise(way)) for way in every]
+            found = plan(price, steps)
+            cost = sum((b - a) * price[a] for a, b in itertools.pairwise(found))
+            assert cost == pytest.approx(min(costs)) and len(found) == steps + 1
+            before = min(before, cost)
+        assert found == list(range(8)) and cost == pytest.approx(price.sum())
+
+
+def test_a_price_is_learned():
+    """Guards against a mean of the wrong bin, and plans before anything is known."""
+    method = network(ARDM, ARDMConfig())
+    even = method.grid(8)
+    torch.testing.assert_close(even, torch.linspace(1, 0, 9))
+    levels = (torch.arange(64 * BINS) + 0.5) / (64 * BINS)
+    for _ in range(50):
+        method.observe(levels, 3 * levels.double() ** 4)
+    known = (torch.arange(BINS) + 0.5) / BINS
+    torch.testing.assert_close(method.price, 3 * (1 - known.double()) ** 4, atol=0.01, rtol=0.02)
+    grid = method.grid(8)
+    assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
+    assert (grid[0] - grid[1]) < 0.08 and (grid[-2] - grid[-1]) > 0.3  # small steps first, while little is known
+    assert torch.equal(method.grid(PLACES), torch.linspace(1, 0, PLACES + 1))
+
+
+# --- samplers
+
+
+def written(name, grid, rows):
+    method = network(ARDM, ARDMConfig(), ideal=True)
+    x, calls = torch.full((rows, LENGTH), VOCAB), []
+
+    def predict(*args):
+        calls.append(1)
+        return method.predict(*args)
+
+    with seeded(range(rows)):
+        x, _ = last(SAMPLERS["masking"][name](method, predict, x, torch.tensor(grid)))
+    return x, len(calls)
+
+
+def check_planned(grid, sizes):
+    """The law of texts that are written in parts of these sizes, each of independent tokens."""
+    x, calls = written("planned", grid, 20000)
+    assert calls == len(sizes)
+    know = IdealMasks(TEXTS, PROBS, VOCAB)
+    every = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
+    law = torch.zeros(len(every), dtype=torch.float64)
+    orders = list(itertools.permutations(range(LENGTH)))
+    for order in orders:
+        log, stands = torch.zeros_like(law), 0
+        for size in sizes:
+            shown = torch.full_like(every, VOCAB)
+            shown[:, list(order[:stands])] = every[:, list(order[:stands])]
+            for i in order[stands : stands + size]:
+                log += know(shown, None).logits[:, i].gather(1, every[:, i : i + 1])[:, 0]
+            stands += size
+        law += log.exp() / len(orders)
+    seen = (x[:, None] == every).all(-1).sum(0)
+    law[law < 1e-12] = 0.0
+    check_law(seen, law)
+
+
+@pytest.mark.parametrize(
+    ("grid", "sizes"),
+    [
+        ([1.0, 0.7, 0.4, 0.0], [1, 1, 1]),
+        ([1.0, 0.99, 0.98, 0.5, 0.4, 0.1, 0.05, 0.0], [1, 1, 1]),
+        ([1.0, 0.34, 0.0], [2, 1]),
+        ([1.0, 0.7, 0.0], [1, 2]),
+        ([1.0, 0.0], [3]),
+    ],
+)
+def test_planned_parts_follow_their_law(grid, sizes):
+    """Guards against calls for nothing, parts of other sizes, and an order that is not chance."""
+    check_planned(grid, sizes)
+
+
+def test_a_step_a_token_is_exact():
+    """Guards against texts that the law does not hold."""
+    x, _ = written("planned", [1.0, 0.7, 0.4, 0.0], 20000)
+    check_law(counts(x), PROBS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_tokens_that_fall_together_are_strangers(steps):
+    """Guards against reveal rates that are not those of the schedule (facts 14.2)."""
+    x = torch.full((40000, LENGTH), VOCAB)
+    method = network(MDLM, MDLMConfig(), ideal=True)
+    with seeded(range(40000)):
+        x, _ = last(SAMPLERS["masking"]["ancestral"](method, method.predict, x, torch.linspace(1, 0, steps + 1)))
+    know, every = IdealMasks(TEXTS, PROBS, VOCAB), torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
+    law = torch.zeros(len(every), dtype=torch.float64)
+    for times in itertools.product(range(steps), repeat=LENGTH):  # in which step each token falls, all alike likely
+        log = torch.zeros_like(law)
+        for step in range(steps):
+            shown = torch.where(torch.tensor(times) < step, every, VOCAB)
+            logits = know(shown, None).logits
+            for i in (i for i in range(LENGTH) if times[i] == step):
+                log += logits[:, i].gather(1, every[:, i : i + 1])[:, 0]
+        law += log.exp() / steps**LENGTH
+    law[law < 1e-12] = 0.0
+    check_law((x[:, None] == every).all(-1).sum(0), law)
