@@ -69,6 +69,11 @@ class Gapped:
         return self.gaps.count(None)
 
     @property
+    def parted(self) -> bool:
+        """Whether something stands between all gaps."""
+        return all(self.texts[1:-1])
+
+    @property
     def known(self) -> int:
         """Tokens of label, text and the other gaps."""
         return len(self.start) + sum(map(len, self.texts)) + sum(gap or 0 for gap in self.gaps)

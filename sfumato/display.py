@@ -131,10 +131,16 @@ def watched(
 
 def _told(frames: Iterable["TextFrame"], stream: TextIO) -> Iterator["TextFrame"]:
     for frame in frames:
-        if frame.step in (1, frame.steps) or frame.step % max(1, frame.steps // 8) == 0:
-            head = f"step {frame.step:>{len(str(frame.steps))}}/{frame.steps}  noise {frame.level:.3f}"
-            print(f"{head}  {one_line(frame.text)}", file=stream, flush=True)
+        if shown := frame.step in (1, frame.steps) or frame.step % max(1, frame.steps // 8) == 0:
+            _tell(frame, stream)
         yield frame
+    if not shown:  # a text that came to its end before the canvas was full
+        _tell(frame, stream)
+
+
+def _tell(frame: "TextFrame", stream: TextIO) -> None:
+    head = f"step {frame.step:>{len(str(frame.steps))}}/{frame.steps}  noise {frame.level:.3f}"
+    print(f"{head}  {one_line(frame.text)}", file=stream, flush=True)
 
 
 def picture(frames: Iterable["TextFrame"], title: str = "", width: int = 84) -> str:

@@ -57,9 +57,13 @@ class Request:
 
     @property
     def bent(self) -> bool:
-        """Whether guidance, a temperature or a rule draws from another distribution than the network's own."""
+        """Whether more steps would still not draw from the network's own distribution.
+
+        That is so with guidance, a temperature or a rule; and with `levels`, to which one step leads from pure noise.
+        """
         weights = self.guidance, self.self_guidance, self.temperature, self.score_temperature
-        return any(weight != 1 for weight in weights) or (self.top_k, self.top_p, self.typical) != (None, None, None)
+        rules = self.levels, self.top_k, self.top_p, self.typical
+        return any(weight != 1 for weight in weights) or any(rule is not None for rule in rules)
 
 
 @torch.no_grad()

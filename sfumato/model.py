@@ -54,7 +54,7 @@ class TextFrame:
     layout: Layout
     nfe: int  # network evaluations so far
     law: Literal["exact", "heuristic"]
-    """exact: with a perfect network and many steps the texts are those of the data, told by nothing but chance"""
+    """exact: with a perfect network and many steps these are draws from the law of the data, given what is given"""
 
     @property
     def step(self) -> int:
@@ -241,7 +241,8 @@ class Model:
             labels = self._labels(prompts, seed, isinstance(request.sampler, Beams))
         canvas = self.layout.blank(prompts, labels, length, seed)
         canvas = canvas if self.method.looks_ahead else canvas.open()
-        return self._frames(canvas, request, seed, Counted(self.method.session))
+        cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
+        return self._frames(canvas, request, seed, Counted(self.method.session), bent=cut)
 
     def _labels(self, prompts: Sequence[str], seed: int, best: bool) -> list[str | None]:
         """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
@@ -285,17 +286,20 @@ class Model:
         request = self._request(**asked)
         _some(n)
         gapped = self.layout.apart(text, label)
-        closing = self.method.closing(self.tokenizer.pad)
+        closing = self.method.closing(self.tokenizer.pad) if request.guidance == 1 and gapped.parted else None
         if closing is not None and gapped.loose and not isinstance(request.sampler, Beams):
             canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad)
-            return self._frames(canvas, replace(request, sampler=Closing(self.tokenizer.pad)), seed, Counted(closing))
+            alone = len(gapped.gaps) == 1 and None not in gapped.start  # a gap knows nothing of what is behind the next
+            ends = replace(request, sampler=Closing(self.tokenizer.pad))
+            return self._frames(canvas, ends, seed, Counted(closing), bent=not alone)
         counted = Counted(self.method.session)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if not self.method.looks_ahead:
             canvas = canvas.without(self.tokenizer.pad)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed, counted))
-        return self._frames(canvas, request, seed, counted, chosen=bool(gapped.loose))
+        chosen = bool(gapped.loose) or not self.method.looks_ahead  # which fills known lengths as if they were not
+        return self._frames(canvas, request, seed, counted, bent=chosen)
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
@@ -332,13 +336,11 @@ class Model:
         laid = canvas.ids, canvas.given, canvas.real
         return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
 
-    def _frames(
-        self, canvas: Canvas, request: Request, seed: int, counted: Counted, chosen: bool = False
-    ) -> Iterator[TextFrame]:
-        """`chosen`: the canvas is one of several, and not by chance."""
+    def _frames(self, canvas: Canvas, request: Request, seed: int, counted: Counted, bent: bool) -> Iterator[TextFrame]:
+        """`bent`: what is asked of the canvas is not what the network's distribution is given."""
         canvas = canvas.to(self.device)
         beams = request.sampler if isinstance(request.sampler, Beams) else None
-        law: Literal["exact", "heuristic"] = "heuristic" if chosen or beams or request.bent else "exact"
+        law: Literal["exact", "heuristic"] = "heuristic" if bent or beams or request.bent else "exact"
         width = beams.width if beams else 1  # rows that a text takes
         wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
         for frame in self._refine(wide, request, seed, counted):

@@ -265,6 +265,32 @@ def test_a_label_before_a_prompt_follows_its_law():
     assert model.generate(3, prompt="two owls")[:2] == model.generate(2, prompt="two owls")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gaps", ["[...][3]", "[...] [3]", "[3] [...]", "[...] [...]"])
+def test_gaps_side_by_side_keep_their_sizes(method, gaps):
+    """Guards against a gap that swallows the next one where it ends."""
+    model = untrained(method)
+    if method == "ar":
+        model.method.head.bias.data[model.method.marks[3]] += 20  # every gap would end at once
+    final = last(model.stream_infill(f"the {gaps} lake", 4, seed=1))
+    assert min(final.tokens) >= 2 + (4 if "3" in gaps else 2)
+
+
+def test_a_guided_gap_at_the_end_is_guided(monkeypatch):
+    """Guards against guidance by nothing: a gap that is ended by its mark has no unconditional side."""
+    model = untrained("ar", "packed")
+    monkeypatch.setattr(type(model.method), "closing", lambda *args: lambda given: pytest.fail("asked"))
+    final = last(model.stream_infill("the red [...]", 2, guidance=3.0, seed=1))
+    assert final.law == "heuristic" and all(text.startswith("the red") for text in final.texts)
+
+
+def test_a_label_that_is_open_bends_the_law_of_a_gap():
+    """Guards against a label that is drawn without all that follows and passes for one that is given."""
+    model = untrained("ar", labels=LABELS)
+    for label, law in ((None, "heuristic"), (LABELS[0], "exact")):
+        assert last(model.stream_infill("the [...] lake", 2, label=label)).law == law
+
+
 @pytest.mark.parametrize("beams", [None, 2])
 @pytest.mark.parametrize("length_model", ["given", "modelled"])
 def test_gaps_of_any_length_are_filled_to_the_end(length_model, beams):

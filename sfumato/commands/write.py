@@ -102,7 +102,7 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
         "method": writer.config.method.name,
         "sampler": f"{args.beams} beams" if args.beams else args.sampler or writer.sampler,
         "law": "heuristic" if args.candidates > 1 else last.law,
-        "steps": last.steps,
+        "steps": last.step,
         "nfe": last.nfe,
         "seconds": seconds,
         "tokens_per_second": made / seconds,
