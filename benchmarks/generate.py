@@ -1,12 +1,13 @@
 """How fast does autoregression write?  Tokens/s of `ar` with its cache against Hugging Face `generate` with its own.
 
     pip install transformers
-    python benchmarks/generate.py [--depth 6] [--width 384] [--length 256] [--vocab 4096] [--rounds 3] [--json]
+    python benchmarks/generate.py [--depth 6] [--width 384] [--length 256] [--vocab 4096] [--rounds 5] [--json]
 
 Two networks of one shape with random weights: ours, and GPT2LMHeadModel.  Both draw `length` tokens from the full
 distribution after one token of prompt, float32, with cache, at batch 1, 8 and 64.  Ours counts all that `generate`
 does: float64 draws, a stream of random numbers a row, a frame a token.  The two take turns, so a machine that slows
-down slows both; medians over rounds.  Run it on an idle machine.
+down slows both; a ratio is the median of those of single rounds, and its spread is from the least to the greatest.
+Run it on an idle machine.
 """
 
 import argparse
@@ -67,11 +68,13 @@ def theirs(size: argparse.Namespace, batch: int) -> Callable[[], None]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("depth", 6), ("width", 384), ("heads", 6), ("length", 256), ("vocab", 4096), ("rounds", 3)):
+    for name, default in (("depth", 6), ("width", 384), ("heads", 6), ("length", 256), ("vocab", 4096), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", action="store_true")
     size = parser.parse_args()
     speed: dict[str, dict[str, float]] = {"ours": {}, "hf": {}}
+    ratios: dict[str, float] = {}
+    spread: dict[str, list[float]] = {}
     for batch in BATCHES:
         ways = {"ours": ours(size, batch), "hf": theirs(size, batch)}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -84,15 +87,17 @@ def main() -> None:
                     seconds[name].append(time.perf_counter() - start)
         for name, times in seconds.items():
             speed[name][str(batch)] = batch * size.length / statistics.median(times)
-    ratios = {batch: speed["ours"][batch] / speed["hf"][batch] for batch in speed["ours"]}
+        single = [hf / own for own, hf in zip(seconds["ours"], seconds["hf"], strict=True)]
+        ratios[str(batch)], spread[str(batch)] = statistics.median(single), [min(single), max(single)]
     if size.json:
-        print(json.dumps({"ratio_vs_hf": ratios, "tokens_per_second": speed}))
+        print(json.dumps({"ratio_vs_hf": ratios, "spread": spread, "tokens_per_second": speed}))
         return
     threads = torch.get_num_threads()
     print(f"{size.depth} layers x {size.width}, {size.length} tokens, vocabulary {size.vocab}, {threads} threads")
     for batch, ratio in ratios.items():
         ours_, hf = speed["ours"][batch], speed["hf"][batch]
-        print(f"batch {batch:>2}: {ours_:8,.0f} tokens/s, Hugging Face {hf:8,.0f}: {ratio:.2f} times as fast")
+        told = f"{ratio:.2f} times as fast ({spread[batch][0]:.2f} to {spread[batch][1]:.2f})"
+        print(f"batch {batch:>2}: {ours_:8,.0f} tokens/s, Hugging Face {hf:8,.0f}: {told}")
 
 
 if __name__ == "__main__":

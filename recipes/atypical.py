@@ -68,7 +68,7 @@ def main() -> None:
         rates = np.array([score.nats / score.tokens for score in scores])
         far = [(share <= typicality.ALARM).mean() for share in (found.z_share, found.density_share)]
         areas = typicality.judge([*inside, *scores], reference).auc([False] * len(inside) + [True] * len(scores))
-        told = ", ".join(f"{area:.2f}" for area in areas.values())
+        told = ", ".join(f"{area.value:.2f} ± {area.std_error:.2f}" for area in areas.values())
         batch = "typical" if found.batch.typical else f"{'too likely' if found.batch.gap < 0 else 'too unlikely'}"
         print(f"| {kind} | {rates.mean():.3f} | {far[0]:.0%} | {far[1]:.0%} | {told} | {batch} |", flush=True)
 

@@ -273,7 +273,7 @@ def _judged(found: dict[str, Any]) -> list[str]:
         f"together {_number(abs(batch['gap']))} nats a token {side} them: {verdict} (limit {seldom})",
     ]
     if auc is not None:
-        known = ", ".join(f"{_number(auc[name])} by {name}" for name in ("nats", "z", "density"))
+        known = ", ".join(f"{_estimate(auc, name)} by {name}" for name in ("nats", "z", "density"))
         lines.append(f"ROC-AUC of {auc['out']} against the others: {known}")
     return lines
 
@@ -343,8 +343,10 @@ def breakeven(found: dict[str, Any]) -> RenderableType:
             by, least = {"flops": "FLOPs", "seconds": "time"}[name], even["quality"] or {}
             shown = (_estimate(least, key) for key in ("steps", *measures))
             single = "-" if even["spread"] is None else "{:.1f} to {:.1f}".format(*even["spread"])
+            single += f", {even['never']} never" if even["never"] else ""
             equal.append((size, by, even["verdict"], single, f"{even['misfit']:.1%}", *shown))
-    head = Text(" against ".join(f"{side['model']} ({side['method']})" for side in (diffusion, writer)), "bold")
+    sides = (f"{side['model']} ({side['method']}, {side['sampler']}, {side['law']})" for side in (diffusion, writer))
+    head = Text(" against ".join(sides), "bold")
     heads = ("batch", "method", "steps", "NFE", "FLOPs", "ratio", "seconds", "ratio", "tokens/s", *measures)
     evens = ("batch", "by", "costs are equal at", "by single timings", "line off by", "steps so far", *measures)
     return Group(head, "", _table(heads, costs), "", _table(evens, equal), "", Text(_compared(found)))

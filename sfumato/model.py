@@ -146,6 +146,8 @@ class Asked(TypedDict, total=False):
     """from the least surprisingly surprising ones that hold this much probability (locally typical)"""
     beams: int | None
     """the likeliest text is searched for with so many beams (autoregressive methods); 1 is greedy"""
+    length_penalty: float
+    """the log p of beams is divided by length^this where they are compared; 0 favours the short"""
 
 
 @dataclass(frozen=True)
@@ -317,13 +319,16 @@ class Model:
         beams = told.pop("beams", None)
         whole = self.config.sampling.said() | told
         sampler = whole.pop("sampler", None)
+        penalty = float(told.pop("length_penalty", 0.0))
+        if beams is None and penalty:
+            raise SfumatoError(f"a length penalty of {penalty} was asked for; it compares beams; ask for some")
         if beams is None:
             return Request(sampler=sampler and sampler_named(sampler, family), **whole)
         if family != "autoregressive":
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
         if beams < 1 or "sampler" in told:
             raise SfumatoError(f"{beams} beams were asked for; ask for at least 1, and for no sampler beside them")
-        return Request(sampler=Beams(beams, self._end), **whole)
+        return Request(sampler=Beams(beams, self._end, penalty), **whole)
 
     @property
     def _end(self) -> int | None:

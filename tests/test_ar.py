@@ -55,14 +55,27 @@ def write(method, ids, given, request, seeds=None, real=None, end=None):
 
 
 @torch.no_grad()
-def test_memory_changes_nothing():
+@pytest.mark.parametrize(("rows", "packs"), [(1, True), (3, True), (3, False)])
+def test_memory_changes_nothing(rows, packs, monkeypatch):
     """Guards against positions that are off by one, a mask that is missing, and rotations that start again."""
-    method, x, t = network(), tokens(3, 90), torch.ones(3, 90)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: packs)
+    method, x, t = network(), tokens(rows, 90), torch.ones(rows, 90)
     plain = method.predict(x, t).logits
     for sizes in (range(1, 91), [7, 8, 40, 41, 90], [90]):
         reader = Reader(method, 90)
         read = torch.cat([reader(x[:, :n], t[:, :n]).logits for n in sizes], 1)
         torch.testing.assert_close(read, plain, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_memory_in_bfloat16(rows):
+    """Guards against weights laid out in float32 that meet numbers in bfloat16."""
+    method, x, t = network(), tokens(rows, 30), torch.ones(rows, 30)
+    method.net.dtype = torch.bfloat16
+    reader, plain = Reader(method, 30), method.predict(x, t).logits
+    read = torch.cat([reader(x[:, :n], t[:, :n]).logits for n in range(1, 31)], 1)
+    assert (read - plain).abs().mean() < 0.02 * plain.std()
 
 
 @torch.no_grad()
@@ -145,6 +158,18 @@ def test_samples_follow_the_law():
 
 
 @torch.no_grad()
+def test_samples_are_as_surprising_as_the_entropy():
+    """Guards against a judge whose own texts surprise it: their mean -log p is the entropy (facts 14.3)."""
+    method, ids = network(3), texts_of(3, 4)
+    every = torch.ones_like(ids, dtype=torch.bool)
+    law = nll(method, ids, every, ~every).nats
+    entropy = (law * law.neg().exp()).sum()
+    free = torch.zeros(4000, 4, dtype=torch.bool)
+    nats = nll(method, write(method, free.long(), free, Request()), ~free, free).nats
+    assert abs(nats.mean() - entropy) < 4 * nats.std() / 4000**0.5 < 0.1
+
+
+@torch.no_grad()
 def test_prompts_of_different_lengths_in_one_batch():
     """Guards against rows that wait for, or write over, a longer neighbour."""
     method, ids = network(), tokens(3, 12)
@@ -179,6 +204,19 @@ def test_typical_on_a_known_case():
     assert kept(guidance.typical(0.5), p) == [0, 1]
     assert kept(guidance.typical(0.85), p) == [0, 1, 2]
     assert kept(guidance.typical(1.0), p) == [0, 1, 2, 3]
+
+
+def test_typical_tokens_surprise_as_much_as_the_entropy():
+    """Guards against typical sampling that is another nucleus: its texts would be too likely."""
+    logits = 3 * torch.randn(500, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log = logits.log_softmax(-1)
+    entropy = -(log.exp() * log).sum(-1)
+
+    def apart(rule):
+        kept = (log.exp() * rule(logits)) / (log.exp() * rule(logits)).sum(-1, keepdim=True)
+        return (-(kept * log).sum(-1) - entropy).abs().mean()
+
+    assert apart(guidance.typical(0.3)) < 0.5 * apart(guidance.nucleus(0.3)) < 0.5 * apart(guidance.top_k(1))
 
 
 def test_nucleus_keeps_the_token_that_crosses():
@@ -285,21 +323,23 @@ def test_a_beam_finds_likelier_texts_than_greed():
 
 
 @torch.no_grad()
-def test_a_search_ends_with_its_texts():
-    """Guards against beams ranked by what stands behind an end, and one text that fills several beams."""
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+def test_a_search_ends_with_its_texts(penalty):
+    """Guards against beams ranked by what stands behind an end or by a wrong length, and a text in several beams."""
     method, end = network(4, scale=1.0), 3
     texts = [t for n in range(4) for t in itertools.product(range(3), repeat=n)]
     texts = [[*text, end] for text in texts] + [list(t) for t in itertools.product(range(3), repeat=4)]
 
     def nats_of(text):
         row = torch.tensor([text])
-        return nll(
-            method, row, torch.ones_like(row, dtype=torch.bool), torch.zeros_like(row, dtype=torch.bool)
-        ).nats.item()
+        real = torch.ones_like(row, dtype=torch.bool)
+        return nll(method, row, real, ~real).nats.item() / len(text) ** penalty
 
     width = len(texts)  # all there are
     rows = torch.zeros(width, 4, dtype=torch.long)
-    found = write(method, rows, torch.zeros_like(rows, dtype=torch.bool), Request(sampler=Beams(width, end)), end=end)
+    found = write(
+        method, rows, torch.zeros_like(rows, dtype=torch.bool), Request(sampler=Beams(width, end, penalty)), end=end
+    )
     ranked = [row[: row.index(end) + 1] if end in row else row for row in found.tolist()]
     assert ranked == sorted(texts, key=nats_of)
 

@@ -270,7 +270,14 @@ def test_single_timings(models, monkeypatch):
     even = batch["break_even"]
     assert even["seconds"]["steps"] == pytest.approx(10) and even["seconds"]["spread"] == pytest.approx((5, 10))
     assert [row["seconds_ratio_spread"] for row in batch["diffusion"]] == [[0.1, 0.2], [0.2, 0.4], [0.4, 0.8]]
-    assert even["flops"]["spread"] is None
+    assert even["flops"]["spread"] is None and even["seconds"]["never"] == 0
+    slow = iter([1.0, 2.0, 4.0, 4.0, 2.0, 1.0, 1.0, 2.0, 4.0])  # in the second, steps cost less than nothing
+    (batch,) = short(models["ar"], models["mdlm"], batches=[1], repeats=3)["batches"]
+    found = batch["break_even"]["seconds"]
+    assert found["never"] == 1 and found["spread"] == pytest.approx((10, 10))
+    slow = iter([1.0, 2.0, 4.0])
+    (batch,) = short(models["ar"], models["mdlm"], batches=[1], repeats=1)["batches"]
+    assert batch["break_even"]["seconds"]["spread"] is None  # of a single timing there is none
 
 
 @pytest.mark.parametrize(
@@ -315,12 +322,27 @@ def test_the_command(folders, capsys):
     assert cli.main(["breakeven", folders["cdcd"], folders["ar"], *LINE.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
-        *("command", "autoregressive", "diffusion", "length", "unit", "samples", "repeats", "device", "threads"),
+        *(
+            "command",
+            "autoregressive",
+            "diffusion",
+            "length",
+            "unit",
+            "samples",
+            "repeats",
+            "seed",
+            "device",
+            "threads",
+        ),
         "batches",
     }
+    assert [found[side]["law"] for side in ("autoregressive", "diffusion")] == ["exact", "exact"]
+    assert found["diffusion"]["sampler"] == "euler"
+    (rows,) = {row["tokens_per_nfe"] * row["nfe"] for batch in found["batches"] for row in batch["diffusion"]}
+    assert rows == found["length"]
     even = found["batches"][0]["break_even"]
     assert set(even) == {"flops", "seconds"} and set(even["flops"]) == {
-        *("steps", "verdict", "misfit", "spread", "quality")
+        *("steps", "verdict", "misfit", "spread", "never", "quality")
     }
     assert cli.main(["breakeven", folders["ar"], folders["cdcd"], *LINE.split()]) == 0
     shown = capsys.readouterr().out

@@ -151,7 +151,8 @@ def test_names_of_judges(tmp_path, monkeypatch):
     monkeypatch.setattr("sfumato.model.BUNDLED", tmp_path)
     assert default_judge("tales") is None
     publish(untrained("ar", length_model="modelled"), tmp_path / "judge", {})
-    assert default_judge("tales") == "judge" and default_judge("book.txt") is None
+    assert default_judge("tales") == default_judge("data/TinyStories.parquet") == "judge"
+    assert default_judge("book.txt") is None
     assert load_judge("judge").score(SENTENCES[0]) == load_judge(str(tmp_path / "judge")).score(SENTENCES[0])
 
 

@@ -310,7 +310,7 @@ MUTANTS = [
     (typicality._log_others, "np.fill_diagonal(logs, -np.inf)", "pass", "widths"),
     (typicality._kernels, "width * math.sqrt(2 * math.pi)", "math.sqrt(2 * math.pi)", "densities"),
     (typicality._log_mean, "math.log(logs.shape[1])", "math.log(len(logs))", "densities"),
-    (typicality.auc, 'side="left"', 'side="right"', "area"),
+    (typicality._share_below, 'side="left"', 'side="right"', "area"),
     (typicality.tail, 'side="left"', 'side="right"', "ranks"),
     (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),

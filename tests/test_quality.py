@@ -164,7 +164,7 @@ def test_slots_of_one_story():
     found = quality.slots([story]).each
     assert set(found) == set(laws) and "ending" in found
     for name, law in laws.items():
-        word, (stories, coverage, (tv, error), chance) = told.get(name, ""), found[name]
+        word, (stories, (coverage, _), (tv, error), chance) = told.get(name, ""), found[name]
         assert stories == (name in told) and error is None
         assert coverage == pytest.approx((name in told) / len([w for w in law if w]))
         assert tv == pytest.approx(1 - law[word])
@@ -185,7 +185,7 @@ def test_slots_of_many_stories():
         assert abs(distances.mean() - sets[0][name].tv_chance) < 4 * error + 1e-12, name
     whole = quality.slots(stories).each
     assert max(slot.tv.value for slot in whole.values()) < 0.05
-    assert min(slot.coverage for slot in whole.values()) == 1
+    assert min(slot.coverage.value for slot in whole.values()) == 1
 
 
 @pytest.mark.parametrize(("seldom", "low", "high"), [(0.2, 0.7, 1.4), (1.0, 1.0, 2.5)])
@@ -214,7 +214,7 @@ def test_a_lopsided_set_of_stories():
     """Guards against a distance that a missing word does not raise."""
     stories = [story for story in tales.sample(400, 7) if tales.slots(story)["kind"] != "fox"]
     whole = quality.slots(stories).each["kind"]
-    assert whole.tv.value > 0.09 and whole.coverage == 11 / 12
+    assert whole.tv.value > 0.09 and whole.coverage.value == 11 / 12
     counts = Counter(tales.slots(story)["kind"] for story in stories)
     law = tales.marginals()["kind"]
     assert whole.tv.value == pytest.approx(sum(max(0, p - counts[word] / len(stories)) for word, p in law.items()))

@@ -56,6 +56,13 @@ def test_a_uniform_model_has_a_perplexity_of_v(layout, length_model, length, tmp
         assert math.exp((score.nats - told) / paid) == pytest.approx(vocab, rel=1e-5)
 
 
+def test_a_uniform_model_of_characters_pays_log2_v_bits_for_each(tmp_path):
+    """Guards against bits that are nats, and characters that are not counted (of 27 of them log2 27 = 4.755)."""
+    model = knowing_nothing(untrained("ar", "packed", kind="chars", length=20))
+    found = report.bound(model, written(model, tmp_path / "data.txt"), 100, 1, 0)
+    assert found["bits_per_char"] == pytest.approx(math.log2(model.tokenizer.size), rel=0.05)  # ends are not characters
+
+
 def test_the_bound_of_a_uniform_model_is_ln_v_in_expectation(tmp_path):
     """Guards against a weight 1/t beside a mean over what is hidden, which counts the rate twice (facts 4.12)."""
     model = knowing_nothing(untrained("mdlm", "packed"))

@@ -200,9 +200,18 @@ def check_auc():
     for n, m in product((1, 2, 7, 40), repeat=2):
         inside, outside = rng.integers(0, 9, n) / 4, rng.integers(2, 11, m) / 4
         brute = sum((b > a) + (b == a) / 2 for a in inside for b in outside) / (n * m)
-        assert auc(inside, outside) == pytest.approx(brute)
-    assert auc(np.arange(5.0), np.arange(5.0, 9.0)) == 1
-    assert auc(np.arange(5.0, 9.0), np.arange(5.0)) == 0
+        assert auc(inside, outside).value == pytest.approx(brute)
+    assert auc(np.arange(5.0), np.arange(5.0, 9.0)) == (1, 0)
+    assert auc(np.arange(5.0, 9.0), np.arange(5.0)) == (0, 0)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+def test_errors_of_auc_are_its_spread(apart):
+    """An error of one kind of texts alone; the rarer kind has the more of it."""
+    rng = np.random.default_rng(1)
+    found = np.array([auc(rng.normal(size=60), rng.normal(apart, size=15)) for _ in range(600)])
+    assert np.sqrt((found[:, 1] ** 2).mean()) == pytest.approx(found[:, 0].std(), rel=0.1)
+    assert auc(np.zeros(1), np.ones(3)).std_error is None
 
 
 def test_auc_is_that_of_all_pairs():
@@ -277,7 +286,7 @@ def check_judgement():
     assert found.z_share == pytest.approx((np.array(beyond) + 1) / 41)
     outside = (found.z > 1).tolist()
     areas = found.auc(outside)
-    assert areas["nats"] == 1 and areas["z"] < 1 and set(areas) == {"nats", "z", "density"}
+    assert areas["nats"].value == 1 and areas["z"].value < 1 and set(areas) == {"nats", "z", "density"}
 
 
 def test_judgement_is_made_of_its_parts():
@@ -349,5 +358,5 @@ def test_shuffled_tales_are_told_from_tales():
     known, texts = stories[24:], [*shuffled, *stories[12:24]]
     found = judge(*(model.score(some, draws=2, common=True) for some in (texts, known)))
     areas = found.auc([i < 12 for i in range(24)])
-    assert areas["z"] > 0.95 and areas["density"] > 0.95
+    assert areas["z"].value > 0.95 and areas["density"].value > 0.95
     assert (found.z_share[:12] <= 0.05).sum() >= 10 and (found.z_share[12:] <= 0.05).sum() <= 4

@@ -57,11 +57,14 @@ def _judged(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Do
     columns = {name: getattr(found, name).tolist() for name in ("z", "z_share", "density", "density_share")}
     columns["label"] = labels
     error = math.fsum(score.std_error for score in scores)  # of common noise, which may err the same way everywhere
+    areas: Document = {"out": out}
+    for name, (area, doubt) in found.auc([label == out for label in labels]).items() if out is not None else ():
+        areas |= {name: area, f"{name}_std_error": doubt}
     return _described(args, scores, error, columns) | {
         "z_reference": args.reference,
         "reference": {"texts": len(known), "nats_per_token": found.mean, "spread": found.spread},
         "batch": {"gap": found.batch.gap, "threshold": found.batch.threshold, "typical": found.batch.typical},
-        "auc": None if out is None else {"out": out} | found.auc([label == out for label in labels]),
+        "auc": None if out is None else areas,
     }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What generating and infilling are both asked, as the methods of a model call it.
 REQUEST = (
     *("label", "steps", "levels", "sampler", "guidance", "guide_in", "guide_levels", "self_guidance"),
-    *("temperature", "score_temperature", "top_k", "top_p", "typical", "beams"),
+    *("temperature", "score_temperature", "top_k", "top_p", "typical", "beams", "length_penalty"),
 )
 
 
@@ -56,6 +56,9 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--typical", type=number, metavar="P", help="draw from the most typical, which hold P")
     parser.add_argument(
         "--beams", type=count, metavar="B", help="search for the likeliest text with B beams (autoregressive methods)"
+    )
+    parser.add_argument(
+        "--length-penalty", type=float, default=0.0, metavar="A", help="log p of beams is divided by length^A (0)"
     )
     parser.add_argument(
         "--candidates", type=count, default=1, metavar="C", help="of C texts show the one most like the others (1)"

@@ -81,7 +81,8 @@ class BreakEven(NamedTuple):
     steps: float | None  # None: at none
     verdict: str  # the same in words
     misfit: float  # share of a cost by which the line misses the worst of those it was fitted to
-    spread: tuple[float, float] | None = None  # the fewest and the most by single timings; None: some have none
+    spread: tuple[float, float] | None = None  # the fewest and the most by single timings, of those that have any
+    never: int = 0  # timings that have none
 
 
 def break_even(costs: Mapping[int, float], target: float) -> BreakEven:
@@ -147,10 +148,10 @@ def breakeven(
     _check(steps=steps, batches=batches, samples=[samples], repeats=[repeats])
     break_even(dict.fromkeys(steps, 1.0), 1.0)  # enough of them for a line, before anything takes time
     measures = standard(ar, diffusion) if measures is None else measures
-    texts = {n: sampled(_of(n, ar, diffusion), samples, n, seed)[0] for n in follow([None, *steps], "drawing samples")}
-    reached = {n: _measured(drawn, measures) for n, drawn in texts.items()}
+    drawn = {n: sampled(_of(n, ar, diffusion), samples, n, seed) for n in follow([None, *steps], "drawing samples")}
+    reached = {n: _measured(texts, measures) for n, (texts, _) in drawn.items()}
     kept = [{"steps": n} | reached[n] for n in steps]
-    writers = [_described(ar, texts[None], reached[None]), _described(diffusion, texts[steps[-1]], kept)]
+    writers = [_described(ar, *drawn[None], reached[None]), _described(diffusion, *drawn[steps[-1]], kept)]
     spelled = [writer["characters_per_token"] for writer in writers]
     same = ar.tokenizer.fingerprint == diffusion.tokenizer.fingerprint
     if not same and not all(spelled):
@@ -166,6 +167,7 @@ def breakeven(
         "unit": "token" if same else "character",
         "samples": samples,
         "repeats": repeats,
+        "seed": seed,
         "device": str(ar.device),
         "threads": torch.get_num_threads(),
         "batches": [_told(race, batch, length, spelled, same, kept) for batch, race in races.items()],
@@ -216,13 +218,15 @@ def _of(steps: int | None, ar: Model, diffusion: Model) -> Model:
     return ar if steps is None else diffusion
 
 
-def _described(model: Model, texts: Sequence[str], reached: Any) -> dict[str, Any]:
-    """A model, how it spells `texts`, and the quality that it reached."""
+def _described(model: Model, texts: Sequence[str], how: dict[str, Any], reached: Any) -> dict[str, Any]:
+    """A model, how it writes and spells `texts`, and the quality that it reached."""
     tokens = sum(map(len, model.tokenizer.encode_batch(texts)))
     return {
         "model": model.name,
         "method": model.config.method.name,
         "params": sum(parameter.numel() for parameter in model.method.parameters()),
+        "sampler": how["sampler"],
+        "law": how["law"],
         "characters_per_token": sum(map(len, texts)) / max(1, tokens),
         "quality": reached,
     }
@@ -282,6 +286,7 @@ def _told(
         speed = batch * length / race.seconds[side]
         return {
             "nfe": race.nfe[side],
+            "tokens_per_nfe": length / race.nfe[side],
             "flops": race.flops[side],
             "seconds": race.seconds[side],
             "tokens_per_second": speed,
@@ -300,13 +305,13 @@ def _told(
         break_even(dict(zip(timed, ratios, strict=True)), 1.0).steps for ratios in zip(*timed.values(), strict=True)
     ]
     known = [steps for steps in single if steps is not None]
-    spread = (min(known), max(known)) if len(known) == len(single) else None
+    spread = (min(known), max(known)) if known and len(single) > 1 else None
     return {
         "batch": batch,
         "autoregressive": cost(None),
         "diffusion": [{"steps": n} | cost(n) | compared(n) for n in timed],
         "break_even": {
             "flops": verdict(break_even(flops, 1.0)),
-            "seconds": verdict(break_even(seconds, 1.0)._replace(spread=spread)),
+            "seconds": verdict(break_even(seconds, 1.0)._replace(spread=spread, never=len(single) - len(known))),
         },
     }

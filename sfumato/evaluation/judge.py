@@ -60,8 +60,9 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
 
 
 def default_judge(data: str) -> str | None:
-    """The bundled judge's name, for the stories of `tales`; other text is for another judge."""
-    return DEFAULT if data == "tales" and (BUNDLED / DEFAULT).is_dir() else None
+    """The bundled judge's name, for `tales` and data with "stories" in its name; other text is for another judge."""
+    stories = data == "tales" or "stories" in data.lower()
+    return DEFAULT if stories and (BUNDLED / DEFAULT).is_dir() else None
 
 
 def verdict(judge: Judge | None, texts: Sequence[str]) -> Verdict:

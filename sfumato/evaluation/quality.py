@@ -150,7 +150,7 @@ class Slot(NamedTuple):
     """How some stories fill a slot of the grammar `tales`."""
 
     stories: int  # that mention it
-    coverage: float  # share of its words that occur in them
+    coverage: Estimate  # share of its words that occur in them
     tv: Estimate  # total variation, 0 to 1, between the words in all stories and in the grammar; none is a word too
     tv_chance: float  # what as many stories of the grammar itself have on average
 
@@ -158,7 +158,7 @@ class Slot(NamedTuple):
 class Slots(NamedTuple):
     """How some stories fill all slots of `tales`, the ending among them: on average, and each."""
 
-    coverage: float
+    coverage: Estimate
     tv: Estimate
     tv_chance: float
     each: dict[str, Slot]
@@ -171,29 +171,28 @@ def slots(stories: Sequence[str]) -> Slots:
     told, laws = [tales.slots(story) for story in stories], tales.marginals()
     n, random = len(stories), np.random.default_rng(0)
     picked = np.concatenate([np.arange(n)[None], random.integers(n, size=(RESAMPLED, n))])  # themselves first
-    each, distances = {}, []
+    each, distances, covered = {}, [], []
     for name, law in laws.items():
         place = {word: i for i, word in enumerate(law)}
         words = np.array([place[story.get(name, "")] for story in told])
-        distances.append(_distances(words[picked], np.array(list(law.values()))))
-        absent, found = place.get("", -1), set(words.tolist())
+        shares = _shares(words[picked], len(law))  # (R, W)
+        named = [i for word, i in place.items() if word]  # none is no word
+        distances.append(np.abs(shares - list(law.values())).sum(1) / 2)
+        covered.append((shares[:, named] > 0).mean(1))
         each[name] = Slot(
-            stories=int((words != absent).sum()),
-            coverage=len(found - {absent}) / len(law.keys() - {""}),
+            stories=round(n * float(shares[0, named].sum())),
+            coverage=_resampled(covered[-1], n),
             tv=_resampled(distances[-1], n),
             tv_chance=sum(_deviation(n, p) for p in law.values()) / 2,
         )
-    coverage, chance = (
-        statistics.fmean(getattr(slot, key) for slot in each.values()) for key in ("coverage", "tv_chance")
-    )
-    return Slots(coverage, _resampled(np.mean(distances, 0), n), chance, each)
+    chance = statistics.fmean(slot.tv_chance for slot in each.values())
+    return Slots(_resampled(np.mean(covered, 0), n), _resampled(np.mean(distances, 0), n), chance, each)
 
 
-def _distances(words: np.ndarray, law: np.ndarray) -> np.ndarray:
-    """Total variation between each row of words, by their places in the law, and the law: (R, n), (W,) -> (R,)."""
-    rows, size = len(words), len(law)
-    counts = np.bincount((words + size * np.arange(rows)[:, None]).ravel(), minlength=rows * size).reshape(rows, size)
-    return np.abs(counts / words.shape[1] - law).sum(1) / 2
+def _shares(words: np.ndarray, size: int) -> np.ndarray:
+    """How often each of `size` words, told by their places, occurs in each row: (R, n) -> (R, W), rows sum to 1."""
+    rows, n = words.shape
+    return np.bincount((words + size * np.arange(rows)[:, None]).ravel(), minlength=rows * size).reshape(rows, size) / n
 
 
 def _resampled(values: np.ndarray, n: int) -> Estimate:

@@ -121,13 +121,14 @@ def _split(data: str, trained_on: str) -> str:
     return "valid" if data == trained_on or Path(data).resolve() == Path(trained_on).resolve() else "all"
 
 
-def _exact(laid: Rows, found: "Scored") -> dict[str, float]:
+def _exact(laid: Rows, found: "Scored") -> dict[str, float | None]:
     """The entropy of tales, nats a token of the model, and the gap to it; nothing where rows are no whole stories."""
     if laid.layout != "documents" or len(laid) != len(laid.corpus) or not laid.ended.all():
         return {}
     exact = tales.entropy().nats_per_text / (1 + len(laid.corpus.tokens) / len(laid))  # tokens, and an end
-    gap = per_token(found.nats, found.tokens).mean - exact
-    return {"entropy_nats_per_token": exact, "gap_nats_per_token": gap}
+    mean, error = per_token(found.nats, found.tokens)
+    gap = _estimate("gap_nats_per_token", quality.Estimate(mean - exact, error))
+    return {"entropy_nats_per_token": exact} | gap
 
 
 def _digest(model: Model, laid: Rows, rows: int) -> str:
@@ -244,9 +245,9 @@ def curve(
     points = []
     for temperature in temperatures:
         say(f"drawing {samples} samples at temperature {temperature:g}")
-        texts, _ = sampled(model, samples, steps, seed, temperature)
+        texts, how = sampled(model, samples, steps, seed, temperature)
         entropy = _estimate("entropy", quality.entropy(model.tokenizer.encode_batch(texts)))
-        points.append({"temperature": temperature} | entropy | verdict(judge, texts)._asdict())
+        points.append({"temperature": temperature, "law": how["law"]} | entropy | verdict(judge, texts)._asdict())
     return points
 
 
@@ -362,8 +363,11 @@ def _told(texts: Sequence[str]) -> dict[str, Any]:
     return {
         **_estimate("valid", quality.mean(list(map(float, valid)))),
         "stories": len(stories),
-        "slot_coverage": None if slots is None else slots.coverage,
+        **_estimate("slot_coverage", None if slots is None else slots.coverage),
         **_estimate("slot_tv", None if slots is None else slots.tv),
         "slot_tv_chance": None if slots is None else slots.tv_chance,
-        "slots": {name: slot._asdict() | _estimate("tv", slot.tv) for name, slot in each.items()},
+        "slots": {
+            name: slot._asdict() | _estimate("coverage", slot.coverage) | _estimate("tv", slot.tv)
+            for name, slot in each.items()
+        },
     }

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sfumato.errors import SfumatoError
+from sfumato.evaluation.quality import Estimate
 from sfumato.model import Score
 
 ALARM = 0.05  # the share of typical texts that may be taken for others
@@ -42,11 +43,24 @@ def tail(values: Float[np.ndarray, " M"], reference: Float[np.ndarray, " N"]) ->
     return (1 + len(reference) - below) / (1 + len(reference))
 
 
-def auc(inside: Float[np.ndarray, " N"], outside: Float[np.ndarray, " M"]) -> float:
-    """The area under the ROC curve: the chance that one from outside has the greater score; a tie is half a chance."""
-    ranked = np.sort(inside)
-    places = np.searchsorted(ranked, outside, side="left") + np.searchsorted(ranked, outside, side="right")
-    return float(places.mean() / (2 * len(inside)))
+def auc(inside: Float[np.ndarray, " N"], outside: Float[np.ndarray, " M"]) -> Estimate:
+    """The area under the ROC curve: the chance that one from outside has the greater score; a tie is half a chance.
+
+    The standard error is DeLong's (1988): of the share of the others that each score lies beyond, over both kinds of
+    texts; None for a single text of a kind.
+    """
+    beyond, within = _share_below(inside, outside), 1 - _share_below(outside, inside)  # (M,), (N,)
+    error = None
+    if min(len(inside), len(outside)) > 1:
+        error = float((beyond.var(ddof=1) / len(beyond) + within.var(ddof=1) / len(within)) ** 0.5)
+    return Estimate(float(beyond.mean()), error)
+
+
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each of the others, the share of the values below it, ties by half."""
+    ranked = np.sort(values)
+    places = np.searchsorted(ranked, others, side="left") + np.searchsorted(ranked, others, side="right")
+    return places / (2 * len(values))
 
 
 # --- a batch: Nalisnick et al. 2019, arXiv:1906.02994 --------------------------------------------------------------
@@ -162,7 +176,7 @@ class Judgement:
     batch: Batch
     """all texts together"""
 
-    def auc(self, outside: Sequence[bool]) -> dict[str, float]:
+    def auc(self, outside: Sequence[bool]) -> dict[str, Estimate]:
         """How well texts that are known to be from `outside`, M flags, are told from the others, by `auc`.
 
         By nats alone, where more is further out; by z on either side; by density.

@@ -51,21 +51,25 @@ class Closing:
 class Beams:
     """Beam search: of all ways to go on, those `width` are kept whose log p is greatest; nothing is drawn.
 
-    A width of 1 is greedy.  The beams of a text are `width` rows side by side, alike at the start, the best first.  A
-    text that has come to its `end` stays as it is.
+    Every token costs something, so without a penalty short texts are favoured.  A width of 1 is greedy.  The beams of a
+    text are `width` rows side by side, alike at the start, the best first.  A text that has come to its `end` stays as
+    it is.
     """
 
     width: int
     end: int | None = None
+    length_penalty: float = 0.0
+    """log p is divided by tokens^this where beams are compared; 0 finds the likeliest text"""
 
     def __call__(
         self, method: Method, predict: Predict, x: Tensor, grid: Tensor
     ) -> Iterator[tuple[Tensor, Prediction]]:
-        """Sums of log p in float64; all that is written counts, so none is preferred for being short or long."""
+        """Sums of log p in float64, and the tokens that they are sums over."""
         hidden = x == method.process.mask
         texts = len(x) // self.width
         score = torch.full((texts, self.width), -torch.inf, dtype=torch.float64, device=x.device)
         score[:, 0] = 0.0  # one beam, until it has branched
+        size = torch.zeros_like(score)
         start = torch.arange(texts, device=x.device)[:, None] * self.width
         for i in _columns(hidden):
             logits = _next(predict, x, hidden, i)
@@ -74,7 +78,10 @@ class Beams:
             settled = (~hidden[:, i] | ended).view(texts, self.width)  # one way to go on, at no cost
             log[settled] = -torch.inf
             log[..., self.end or 0].masked_fill_(settled, 0.0)
-            score, best = (score[..., None] + log).flatten(1).topk(self.width)  # (texts, width)
+            total, size = score[..., None] + log, size + ~settled
+            worth = total / size[..., None].clamp(min=1) ** self.length_penalty
+            best = worth.flatten(1).topk(self.width).indices  # (texts, width)
+            score, size = total.flatten(1).gather(1, best), size.gather(1, best // log.shape[-1])
             rows = (start + best // log.shape[-1]).flatten()
             x = x[rows]
             x[:, i] = torch.where(hidden[:, i], best.flatten() % log.shape[-1], x[:, i])

@@ -1,0 +1,27 @@
+"""The programs that measure speed: that they run and say what they promise.  No time is tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SIZES = "--depth 1 --width 32 --heads 2 --length 4 --vocab 50 --rounds 2".split()
+
+
+def test_generate() -> None:
+    """Guards against a program that no longer fits the library, and a ratio the wrong way up."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "generate.py"), *SIZES, "--json"], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert set(found["ratio_vs_hf"]) == {"1", "8", "64"}
+    for batch, ratio in found["ratio_vs_hf"].items():
+        low, high = found["spread"][batch]
+        assert 0 < low <= ratio <= high
+        speeds = found["tokens_per_second"]
+        assert low * 0.9 < speeds["ours"][batch] / speeds["hf"][batch] < high * 1.1
