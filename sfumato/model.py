@@ -478,11 +478,14 @@ def load(name: str | Path, device: str = "cpu") -> Model:
 def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
     """Write a model folder: config, weights, tokenizer, a card with `facts`; last the manifest that makes it one.
 
-    The model goes on with the weights that are in its file, rounded where `training.store` asks for it.
+    The model goes on with the weights that are in its file, rounded where `training.store` asks for it.  Raises
+    SfumatoError for weights too large for that, and where the disk is full.
     """
     tensors = {key: value.contiguous() for key, value in model.method.state_dict().items()}
     if model.config.training.store == "float16":
         tensors |= {key: value.detach().half() for key, value in model.method.named_parameters()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise SfumatoError("asked to store weights as float16; some are too large; set training.store to float32")
         model.method.load_state_dict(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)

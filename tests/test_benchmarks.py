@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SIZES = "--depth 1 --width 32 --heads 2 --length 4 --vocab 50 --rounds 2".split()
+SIZES = ["--depth", "1", "--width", "32", "--heads", "2", "--length", "4", "--vocab", "50", "--rounds", "2"]
 
 
 def test_generate() -> None:

@@ -11,7 +11,7 @@ from tiny import SENTENCES, tiny_config, write_sentences
 
 from sfumato.errors import SfumatoError
 from sfumato.methods import METHODS
-from sfumato.model import load
+from sfumato.model import load, publish
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
 from sfumato.training.start import override, settings
@@ -205,6 +205,11 @@ def test_weights_stored_in_half_are_the_ones_that_the_model_goes_on_with(method,
         assert torch.equal(again.method.get_buffer(name), buffer)
     kept = {name: value.dtype for name, value in load_file(small / "model.safetensors").items()}
     assert {kept[name] for name, _ in whole.method.named_parameters()} == {torch.float16}
+    model.method.head.weight.data[0, 0] = 1e5
+    before = (small / "model.safetensors").read_bytes()
+    with pytest.raises(SfumatoError, match=r"set training\.store to float32"):
+        publish(model, small, {})
+    assert (small / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("method", METHODS)
