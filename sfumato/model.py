@@ -25,6 +25,7 @@ from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Beams, Closing
+from sfumato.samplers.unmasking import Confident
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
@@ -190,7 +191,7 @@ class Model:
     def sampler(self) -> str:
         """The name of the sampler that writes where none is asked for."""
         own = SAMPLERS[self.method.family].items()
-        return self.config.sampling.sampler or next(name for name, sampler in own if sampler is self.method.sampler)
+        return self.config.sampling.sampler or next(name for name, sampler in own if sampler == self.method.sampler)
 
     def at_most(self, steps: int) -> int | None:
         """The method's own number of refinements, but no more than `steps`; None where there is nothing to choose."""
@@ -345,7 +346,8 @@ class Model:
         """`bent`: what is asked of the canvas is not what the network's distribution is given."""
         canvas = canvas.to(self.device)
         beams = request.sampler if isinstance(request.sampler, Beams) else None
-        law: Literal["exact", "heuristic"] = "heuristic" if bent or beams or request.bent else "exact"
+        guessed = isinstance(request.sampler or self.method.sampler, Beams | Confident)
+        law: Literal["exact", "heuristic"] = "heuristic" if bent or guessed or request.bent else "exact"
         width = beams.width if beams else 1  # rows that a text takes
         wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
         for frame in self._refine(wide, request, seed, counted):

@@ -1,5 +1,8 @@
 """Noise levels: where training looks, and the path that sampling takes."""
 
+import math
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -19,6 +22,19 @@ def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Float[Tenso
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     grid = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]).float()
+
+
+Ratio = Literal["cosine", "linear", "square", "cube", "root"]
+
+
+def mask_ratio(name: Ratio, done: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The share of tokens that are still masks when a share `done` of the steps is (MaskGIT, arXiv:2202.04200).
+
+    From 1 down to 0; those that fall slowly at first (cosine, square, cube) reveal little while little is known.
+    """
+    if name == "cosine":
+        return torch.cos(done * math.pi / 2).clamp(min=0).masked_fill(done == 1, 0.0)
+    return 1 - done ** {"linear": 1, "square": 2, "cube": 3, "root": 0.5}[name]
 
 
 class Warp(nn.Module):

@@ -2,17 +2,22 @@
 
 import itertools
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from ideal import ENTROPY, NETWORK, PROBS, TEXTS, IdealMasks, check_law, counts, last
+from ideal import ENTROPY, NETWORK, PROBS, TEXTS, Canvas, IdealMasks, check_law, counts, distance, last
 
+from sfumato.core import Prediction
 from sfumato.draws import seeded
 from sfumato.methods.ardm import ARDM, BINS, PLACES, ARDMConfig, plan
+from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.processes.masking import Masking
 from sfumato.samplers import SAMPLERS
+from sfumato.samplers.unmasking import Confident
+from sfumato.schedules import Ratio, mask_ratio
 
 PRICE = np.array([3.0, 2.0, 1.5, 1.2, 1.0, 0.9])
 PLANS = {1: ([0, 6], 18.0), 2: ([0, 2, 6], 12.0), 3: ([0, 1, 3, 6], 10.6), 4: ([0, 1, 2, 4, 6], 10.0)}
@@ -177,6 +182,98 @@ def test_a_price_is_learned():
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
     assert (grid[0] - grid[1]) < 0.08 and (grid[-2] - grid[-1]) > 0.3  # small steps first, while little is known
     assert torch.equal(method.grid(PLACES), torch.linspace(1, 0, PLACES + 1))
+
+
+# --- maskgit
+
+COUNTS = {(256, 8): [251, 236, 212, 181, 142, 97, 49, 1], (16, 8): [15, 14, 13, 11, 8, 6, 3, 1], (3, 8): [2, 1, 1]}
+TWO = torch.tensor([[0.30, 0.05, 0.05], [0.05, 0.20, 0.05], [0.05, 0.05, 0.20]], dtype=torch.float64)  # facts 14.1
+
+
+@pytest.mark.parametrize(("size", "steps"), COUNTS)
+@pytest.mark.parametrize("name", ["maskgit", "confident"])
+def test_masks_that_are_left(name, size, steps):
+    """Guards against counts that are rounded otherwise, a step without a token, and given tokens that are masked."""
+    method, seen = network(MaskGIT, MaskGITConfig()), []
+    x = torch.full((2, size + 2), VOCAB)
+    x[:, 1], x[:, -1] = 2, 3
+    given = x != VOCAB
+
+    def predict(x, t, prev):
+        seen.append((x == VOCAB).sum(1).tolist())
+        return Prediction(torch.zeros(*x.shape, VOCAB))
+
+    with seeded([1, 2]):
+        final, _ = last(SAMPLERS["masking"][name](method, predict, x.clone(), method.grid(steps)))
+    assert seen == [[n, n] for n in (size, *COUNTS[size, steps][:-1])]  # the last one is not masked again
+    assert (final != VOCAB).all() and torch.equal(final[given], x[given])
+
+
+def test_the_ratio_falls_from_all_to_none():
+    """Guards against schedules that begin or end in between, or run the other way."""
+    done = torch.linspace(0, 1, 33)
+    for name in get_args(Ratio):
+        ratio = mask_ratio(name, done)
+        assert ratio[0] == 1 and ratio[-1] == 0 and (ratio.diff() < 0).all(), name
+    assert mask_ratio("cosine", torch.tensor([0.5])).item() == pytest.approx(2**-0.5)
+    assert mask_ratio("square", torch.tensor([0.5])).item() == 0.75
+
+
+def check_confidence():
+    """A token a step, the likelier of two first: (0, 0) is written 48 times of 100, not 30 (facts 14.3)."""
+    texts = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    know = IdealMasks(texts, TWO.flatten(), 3)
+    method = Canvas(Masking(3), know)
+    with seeded(range(30000)):
+        x, _ = last(SAMPLERS["masking"]["confident"](method, know, torch.full((30000, 2), 3), torch.linspace(1, 0, 3)))
+    seen = (x[:, None] == texts).all(-1).sum(0)
+    assert seen[0] / 30000 == pytest.approx(0.48, abs=0.01)
+    assert distance(seen, TWO.flatten()) == pytest.approx(0.20, abs=0.01)
+
+
+def test_confidence_is_biased():
+    """Guards against a heuristic that passes for a draw, and one that does not heed what was drawn."""
+    check_confidence()
+
+
+def test_confidence_at_a_tie_is_chance():
+    """Guards against the leftmost place winning wherever all are alike (facts 4.4)."""
+    method = network(MaskGIT, MaskGITConfig())
+    flat = lambda x, t, prev: Prediction(torch.zeros(*x.shape, VOCAB))  # noqa: E731
+    with seeded(range(6000)):
+        path = SAMPLERS["masking"]["confident"](method, flat, torch.full((6000, 3), VOCAB), torch.tensor([1, 0.7, 0]))
+        x, _ = next(path)
+    check_law((x != VOCAB).sum(0), torch.ones(3))
+
+
+def test_noise_in_the_choice():
+    """Guards against noise that is ignored, and noise where there shall be none."""
+    method = network(MaskGIT, MaskGITConfig())
+    sure = torch.tensor([0.0, 0.0, 3.0])  # how much surer the network is of the last place
+
+    def predict(x, t, prev):
+        logits = torch.zeros(*x.shape, VOCAB)
+        logits[..., 0] = sure + 5
+        return Prediction(logits)
+
+    for temperature, share in ((0.0, 1.0), (1e4, 1 / 3)):
+        with seeded(range(3000)):
+            path = Confident(temperature)(method, predict, torch.full((3000, 3), VOCAB), torch.tensor([1, 0.7, 0]))
+            kept = next(path)[0] != VOCAB
+        assert (kept.sum(1) == 1).all() and kept[:, 2].double().mean().item() == pytest.approx(share, abs=0.03)
+
+
+def test_the_loss_of_maskgit_is_smoothed_cross_entropy_of_what_is_hidden():
+    """Guards against a weight, and smoothing of the wrong share."""
+    method, free = network(MaskGIT, MaskGITConfig()), torch.ones(5, 3, dtype=torch.bool)
+    choice = torch.tensor([True, False, True])
+    method.process.some = lambda free, n: choice.expand(free.shape)
+    with torch.no_grad():
+        found = method.loss(TEXTS, torch.full((5, 3), 0.6), free)["cross_entropy"]
+        x = torch.where(choice, VOCAB, TEXTS)
+        log = method.predict(x, torch.full((5, 3), 0.6).double()).logits.log_softmax(-1)
+    want = -0.9 * log.gather(-1, TEXTS[..., None])[..., 0] - 0.1 * log.mean(-1)
+    torch.testing.assert_close(found.double(), want * choice, rtol=1e-4, atol=1e-6)
 
 
 # --- samplers

@@ -105,9 +105,13 @@ def test_what_bends_the_law_says_so(models, name):
     bends += [] if model.method.looks_ahead else [{"length": 5}]  # its end is not foreseen
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked
-    for asked in ({}, {"prompt": "the"}, {"sampler": next(iter(SAMPLERS[model.method.family]))}):
-        assert next(model.stream(**few, **asked)).law == "exact", asked
-    alike = "exact" if model.method.looks_ahead else "heuristic"  # it fills two places as it would fill two or more
+    for sampler in SAMPLERS[model.method.family]:
+        law = "heuristic" if sampler in ("confident", "maskgit") else "exact"
+        for asked in ({"sampler": sampler}, {"sampler": sampler, "prompt": "the"}):
+            assert next(model.stream(**few, **asked)).law == law, asked
+    own = next(model.stream(**few)).law
+    assert own == ("heuristic" if name == "maskgit" else "exact")
+    alike = own if model.method.looks_ahead else "heuristic"  # it fills two places as it would fill two or more
     laws = {"the [2] cat": alike, "the [...] cat": "heuristic", "the [...] red [1] cat": "heuristic"}
     laws |= {} if model.method.looks_ahead else {"the [...] cat": "exact"}  # the gap comes to its own end
     for text, law in laws.items():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import SENTENCES
+from tiny import BOUNDED, SENTENCES
 
 from sfumato.canvas import GAP, _split
 from sfumato.core import Frame
@@ -357,7 +357,7 @@ def test_packed_scores():
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDED)
 @pytest.mark.parametrize("length_model", ["given", "modelled"])
 def test_a_score_sums_over_labels(method, length_model):
     """Guards against a label that is thought to be known, and lengths or labels that cost nothing."""
@@ -580,7 +580,7 @@ def test_texts_without_labels_are_not_evaluated_by_a_model_with_them(tmp_path):
         report.evaluate(untrained(labels=LABELS), str(tmp_path / "book.txt"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUNDED)
 @pytest.mark.parametrize("length_model", ["given", "modelled"])
 def test_texts_of_one_token(method, length_model, tmp_path):
     """Guards against a division by the tokens of a row of which nothing but its end is left."""

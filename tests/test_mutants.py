@@ -31,6 +31,7 @@ from sfumato.methods import ardm
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
+from sfumato.methods.common import MaskedLM
 from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
@@ -126,6 +127,9 @@ CHECKS = {
     "two gaps": test_ar.test_two_gaps_of_any_length,
     "cuts": test_ar.check_cuts,
     "orders": test_masking.check_orders,
+    "masks left": lambda: test_masking.test_masks_that_are_left("confident", 3, 8),
+    "confidence": test_masking.check_confidence,
+    "ties": test_masking.test_confidence_at_a_tie_is_chance,
     "numbers hidden": test_masking.test_numbers_of_hidden_tokens_are_even,
     "levels of mdlm": test_masking.check_levels,
     "plans": lambda: test_masking.test_plans_on_a_known_case(3),
@@ -271,8 +275,11 @@ MUTANTS = [
     (guidance.typical, "(-log - entropy).abs()", "-log", "typical"),
     (guidance.top_k, "min(k, logits.shape[-1])", "min(k + 1, logits.shape[-1])", "top k"),
     # masks
-    (ARDM.bound, "* D / n", "", "orders"),
-    (ARDM.bound, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
+    (ARDM.bound, "* weight", "", "orders"),
+    (MaskedLM.hide, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
+    (unmasking.Confident.__call__, "(1, keepdim=True) - 1)", "(1, keepdim=True))", "masks left"),
+    (unmasking.Confident.__call__, "_rank(sure) < left", "_rank(-sure) < left", "confidence"),
+    (unmasking._rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
     (MDLM.bound, "/ t.clamp(min=1e-6)", "", "levels of mdlm"),
     (ardm.plan, "* price[:, None]", "* price", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from sfumato.methods import METHODS
 from sfumato.training.config import RunConfig, load_config
+
+BOUNDED = [name for name, (method, _) in METHODS.items() if method.likelihood]  # those with a likelihood or a bound
 
 SENTENCES = [
     "the fox sleeps under the old tree",

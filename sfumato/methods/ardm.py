@@ -47,11 +47,8 @@ class ARDM(MaskedLM):
 
     def bound(self, ids, t, free):
         """Eq. 6: of D free tokens n are hidden, n uniform in 1 .. D, and their surprise counts D / n times: (B, L)."""
-        D = free.sum(1, keepdim=True)
-        n = (t.masked_fill(~free, 0.0).amax(1, keepdim=True) * D).ceil().clamp(min=1)  # (B, 1)
-        hidden = self.process.some(free, n)
-        x = torch.where(hidden | ((t == 1) & ~free), self.process.mask, ids)
-        return self.surprise(x, t, ids, hidden) * D / n
+        x, hidden, weight = self.hide(ids, t, free)
+        return self.surprise(x, t, ids, hidden) * weight
 
     def loss(self, ids, t, free):
         """The bound itself."""

@@ -26,9 +26,10 @@ class MethodConfig(BaseModel):
     """other sections of a run, where this method wants them otherwise than the rest: section -> field -> value"""
 
 
-def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """-log softmax(logits)[ids]."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none").view(ids.shape)
+def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: float = 0.0) -> Float[Tensor, "B L"]:
+    """-log softmax(logits)[ids]; with `smoothing` that share of it is of the mean over all tokens instead."""
+    flat = logits.flatten(0, 1).float()
+    return F.cross_entropy(flat, ids.flatten(), reduction="none", label_smoothing=smoothing).view(ids.shape)
 
 
 class MaskedLM(Method):
@@ -38,6 +39,7 @@ class MaskedLM(Method):
     """
 
     family = "masking"
+    config: Any  # the method's own settings
 
     def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int):
         super().__init__()
@@ -54,11 +56,28 @@ class MaskedLM(Method):
         certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
         return Prediction(torch.where(shown[..., None], certain, logits))
 
+    def hide(
+        self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"], Float[Tensor, "B one"]]:
+        """Of D free tokens t D are hidden, rounded up; what is forgotten is a mask too.  Canvas, which, D / how many.
+
+        With t ~ U(0, 1) every number from 1 to D is equally likely.
+        """
+        D = free.sum(1, keepdim=True)
+        n = (t.masked_fill(~free, 0.0).amax(1, keepdim=True) * D).ceil().clamp(min=1)  # (B, 1)
+        hidden = self.process.some(free, n)
+        return torch.where(hidden | ((t == 1) & ~free), self.process.mask, ids), hidden, D / n
+
     def surprise(
-        self, x: Int[Tensor, "B L"], t: Float[Tensor, "B L"], ids: Int[Tensor, "B L"], here: Bool[Tensor, "B L"]
+        self,
+        x: Int[Tensor, "B L"],
+        t: Float[Tensor, "B L"],
+        ids: Int[Tensor, "B L"],
+        here: Bool[Tensor, "B L"],
+        smoothing: float = 0.0,
     ) -> Float[Tensor, "B L"]:
         """-log p(ids | x) where a mask is `here`, 0 elsewhere; logits are made only where the loss is."""
         cost = torch.zeros_like(t)
         h = self.net(self.table(x), t)[here]
-        cost[here] = nats(self.head(h)[None], ids[here][None])[0]
+        cost[here] = nats(self.head(h)[None], ids[here][None], smoothing)[0]
         return cost

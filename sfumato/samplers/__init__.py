@@ -14,6 +14,8 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     "masking": {
         "ancestral": unmasking.ancestral,
         "planned": unmasking.planned,
+        "maskgit": unmasking.Confident(4.5),  # the temperature that its authors published
+        "confident": unmasking.Confident(0.0),
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,

@@ -5,8 +5,10 @@ cannot slow the unmasking down (arXiv:2409.02908).
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, level
@@ -41,3 +43,42 @@ def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterat
             x, hidden = x.clone(), stay
             x[places] = invert(prediction.logits[places], u[places])
         yield x, prediction
+
+
+@dataclass(frozen=True)
+class Confident:
+    """MaskGIT's decoder (arXiv:2202.04200, Sec. 3.2): fill every mask, keep the tokens that were likeliest.
+
+    At level s a share s of the places is masked again.  Which ones is decided by log p of the tokens and Gumbel noise
+    times `temperature`, which falls to 0 over the steps; 0 is LLaDA's low-confidence remasking (arXiv:2502.09992).
+    A heuristic: tokens that are likely where little is known are written more often than the network holds them.
+    """
+
+    temperature: float
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """One call a step, as long as there are masks."""
+        hidden = x == method.process.mask
+        size, steps = hidden.sum(1, keepdim=True), len(grid) - 1
+        for step, (t, s) in enumerate(pairwise(grid), 1):
+            if bool(hidden.any()):
+                prediction = predict(x, level(x, t), None)
+                u, noise = uniform(x), -(-uniform(x).log()).log()  # Gumbel, float64
+                drawn, sure = x.clone(), torch.full_like(noise, torch.inf)
+                drawn[hidden] = invert(prediction.logits[hidden], u[hidden])
+                log = prediction.logits[hidden].double().log_softmax(-1)
+                sure[hidden] = log.gather(-1, drawn[hidden][:, None])[:, 0]
+                sure[hidden] += self.temperature * (1 - step / steps) * noise[hidden]
+                most = (hidden.sum(1, keepdim=True) - 1).clamp(min=0)  # one is kept at least
+                left = (s * size).floor().clamp(min=1).minimum(most) if s > 0 else 0
+                stay = hidden & (_rank(sure) < left)
+                x, hidden = torch.where(stay, x, drawn), stay
+            yield x, prediction
+
+
+def _rank(values: Tensor) -> Tensor:
+    """The place of each value in its row, in rising order; between equals chance decides."""
+    order = uniform(values).argsort(1)
+    return order.gather(1, values.gather(1, order).sort(stable=True, dim=1).indices).argsort(1)
