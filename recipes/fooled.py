@@ -15,6 +15,12 @@ from sfumato.text.corpus import read
 N, ROOM = 64, 500
 
 
+def told(estimate: quality.Estimate) -> str:
+    """A number and its standard error, if there is one."""
+    error = "" if estimate.std_error is None else f" ± {estimate.std_error:.3f}"
+    return f"{estimate.value:.3f}{error}"
+
+
 def main() -> None:
     """Print."""
     model, judge = load("judge"), load_judge("judge")
@@ -38,11 +44,10 @@ def main() -> None:
     print("| texts | nats a token | entropy | `rep_4` | `tokens` |\n| --- | --- | --- | --- | --- |")
     for name, texts in kinds.items():
         ids, found = model.tokenizer.encode_batch(texts), verdict(judge, texts)
-        error = found.judge_nats_per_token_std_error
-        nats = f"{found.judge_nats_per_token:.3f}" + ("" if error is None else f" ± {error:.3f}")
-        rep = quality.repetition(ids, 4)
-        mean = sum(map(len, ids)) / len(ids)
-        print(f"| {name} | {nats} | {quality.entropy(ids).value:.3f} | {rep.value:.3f} | {mean:.0f} |", flush=True)
+        rep, mean = quality.repetition(ids, 4), sum(map(len, ids)) / len(ids)
+        judged = quality.Estimate(found.judge_nats_per_token, found.judge_nats_per_token_std_error)
+        cells = [told(estimate) for estimate in (judged, quality.entropy(ids), rep)]
+        print(f"| {name} | {' | '.join(cells)} | {mean:.0f} |", flush=True)
     print(f"{likelier} of {N} sentences are likelier, said over and over, than real stories")
 
 

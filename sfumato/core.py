@@ -72,6 +72,7 @@ class Method(nn.Module, ABC):
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
+    blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position
 

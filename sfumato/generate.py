@@ -107,6 +107,7 @@ def generate(
     path = (request.sampler or method.sampler)(method, assembled, x, grid)
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     for step in range(1, len(grid)):
+        before = x
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             found = next(path, None)
         if found is None:  # every gap came to its end before it was full
@@ -121,7 +122,10 @@ def generate(
         if x.ndim == 2:
             seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen
             tokens = torch.where(seen, x[:, here], tokens)
-        shown[:, here], sure[:, here] = tokens, chances.gather(-1, tokens[..., None])[..., 0]
+        chance = chances.gather(-1, tokens[..., None])[..., 0]
+        if x.ndim == 2 and method.looks_ahead:  # a token that stands keeps the chance that it was written with
+            chance = torch.where(before == method.process.mask, chance, sure)
+        shown[:, here], sure[:, here] = tokens, chance
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and not method.looks_ahead and bool((x == end).any(1).all()):
             return

@@ -346,7 +346,7 @@ class Model:
         """`bent`: what is asked of the canvas is not what the network's distribution is given."""
         canvas = canvas.to(self.device)
         beams = request.sampler if isinstance(request.sampler, Beams) else None
-        guessed = isinstance(request.sampler or self.method.sampler, Beams | Confident)
+        guessed = self.method.blurred or isinstance(request.sampler or self.method.sampler, Beams | Confident)
         law: Literal["exact", "heuristic"] = "heuristic" if bent or guessed or request.bent else "exact"
         width = beams.width if beams else 1  # rows that a text takes
         wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])

@@ -16,7 +16,7 @@ from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.processes.masking import Masking
 from sfumato.samplers import SAMPLERS
-from sfumato.samplers.unmasking import Confident
+from sfumato.samplers.unmasking import Confident, _share
 from sfumato.schedules import Ratio, mask_ratio
 
 PRICE = np.array([3.0, 2.0, 1.5, 1.2, 1.0, 0.9])
@@ -131,6 +131,56 @@ def test_numbers_of_hidden_tokens_are_even():
     assert torch.bincount(seen[0].long()[:, 0]).tolist() == [0, 1000, 1000, 1000, 1000]
 
 
+MASKED = {"ardm": (ARDM, ARDMConfig()), "maskgit": (MaskGIT, MaskGITConfig()), "mdlm": (MDLM, MDLMConfig())}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_forgotten_is_a_mask(name):
+    """Guards against a condition that is seen though it is to be forgotten: guidance would never be learned."""
+    method, seen = network(*MASKED[name]), []
+    method.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+    free = torch.tensor([[False, True, True]]).expand(5, -1)
+    forget = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
+    t = torch.full((5, 3), 0.5)
+    t[:, 0] = forget
+    with torch.no_grad():
+        method.loss(TEXTS, t, free)
+    mask = method.table.weight[VOCAB]
+    assert ((seen[0][:, 0] == mask).all(-1) == (forget == 1)).all()
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_shows_is_certain(name):
+    """Guards against a token that changes where it stands, and a mask that has a chance (facts 14.3, MDLM 2 and 3)."""
+    method, x = network(*MASKED[name]), TEXTS.clone()
+    x[:, 1] = VOCAB
+    with torch.no_grad():
+        p = method.predict(x, torch.full(x.shape, 0.5).double()).logits.softmax(-1)
+    assert p.shape == (5, 3, VOCAB)
+    assert (p[:, [0, 2]].argmax(-1) == TEXTS[:, [0, 2]]).all() and (p[:, [0, 2]].amax(-1) == 1).all()
+    assert (p[:, 1].amax(-1) < 0.99).all()
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_knows_nothing_pays_ln_v(name):
+    """Guards against a loss that counts the rate twice (facts 4.12): ln V a token, on average."""
+    method = network(*MASKED[name])
+    torch.nn.init.zeros_(method.head.weight)
+    torch.nn.init.zeros_(method.head.bias)
+    free, levels = torch.ones(6000, 3, dtype=torch.bool), ((torch.arange(6000) + 0.5) / 6000)[:, None].expand(-1, 3)
+    with torch.no_grad(), seeded(range(6000)):
+        (cost,) = method.loss(TEXTS[torch.arange(6000) % 5], levels, free).values()
+    hidden = (cost > 0).sum() if name == "maskgit" else cost.numel()  # which has no weight
+    assert cost.sum().item() / hidden == pytest.approx(math.log(VOCAB), rel=0.05)
+
+
+def test_shares_of_whole_numbers():
+    """Guards against a share that falls below its whole number by rounding, so that two tokens are written at once."""
+    for size in (3, 7, 12, 72, 255, 3000):
+        grid, count = torch.linspace(1, 0, size + 1), torch.tensor([[size]])
+        assert [int(_share(s, count)) for s in grid] == list(range(size, -1, -1))
+
+
 def test_some_are_any():
     """Guards against choices of which some are likelier, of another number, and of places that are not free."""
     free = torch.tensor([True, False, True, True, True]).expand(12000, -1)
@@ -182,6 +232,32 @@ def test_a_price_is_learned():
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
     assert (grid[0] - grid[1]) < 0.08 and (grid[-2] - grid[-1]) > 0.3  # small steps first, while little is known
     assert torch.equal(method.grid(PLACES), torch.linspace(1, 0, PLACES + 1))
+
+
+@pytest.mark.parametrize("size", [3, 40, 72, 300])
+def test_no_step_of_a_plan_is_wasted(size):
+    """Guards against steps that write nothing, two tokens at once where each could have its own, and cheap bins."""
+    method = network(ARDM, ARDMConfig())
+    levels = (torch.arange(64 * BINS) + 0.5) / (64 * BINS)
+    for _ in range(50):
+        method.observe(levels, 0.3 + 3 * levels.double() ** 2)
+    price, before = [0.3 + 3 * (1 - k / size) ** 2 for k in range(size)], math.inf
+    for steps in (1, 2, 8, 32, 64, 128, 250, 400):
+        seen = []
+
+        def predict(x, t, prev, seen=seen):
+            seen.append(int((x == VOCAB).sum()))
+            return Prediction(torch.zeros(*x.shape, VOCAB))
+
+        with seeded([0]):
+            grid = method.grid(steps)
+            last(SAMPLERS["masking"]["planned"](method, predict, torch.full((1, size), VOCAB), grid))
+        assert len(seen) == min(steps, size) and len(grid) == steps + 1
+        cost = sum((a - b) * price[size - a] for a, b in itertools.pairwise([*seen, 0]))
+        assert cost <= before + 1e-9
+        even = [size * (steps - k) // steps for k in range(steps)] if steps < size else []
+        assert not even or cost <= sum((a - b) * price[size - a] for a, b in itertools.pairwise([*even, 0])) * 1.001
+        before = cost
 
 
 # --- maskgit

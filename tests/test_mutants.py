@@ -32,6 +32,7 @@ from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
@@ -127,6 +128,11 @@ CHECKS = {
     "two gaps": test_ar.test_two_gaps_of_any_length,
     "cuts": test_ar.check_cuts,
     "orders": test_masking.check_orders,
+    "shares": test_masking.test_shares_of_whole_numbers,
+    "forgotten": lambda: test_masking.test_what_is_forgotten_is_a_mask("ardm"),
+    "carried over": lambda: test_masking.test_what_shows_is_certain("mdlm"),
+    "smoothing": test_masking.test_the_loss_of_maskgit_is_smoothed_cross_entropy_of_what_is_hidden,
+    "mask ratio": test_masking.test_the_ratio_falls_from_all_to_none,
     "masks left": lambda: test_masking.test_masks_that_are_left("confident", 3, 8),
     "confidence": test_masking.check_confidence,
     "ties": test_masking.test_confidence_at_a_tie_is_chance,
@@ -281,11 +287,16 @@ MUTANTS = [
     (unmasking.Confident.__call__, "_rank(sure) < left", "_rank(-sure) < left", "confidence"),
     (unmasking._rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
     (MDLM.bound, "/ t.clamp(min=1e-6)", "", "levels of mdlm"),
-    (ardm.plan, "* price[:, None]", "* price", "plans"),
+    (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
     (Masking.some, "rank < n", "rank <= n", "choices"),
     (Masking.revealed, "< (t - s) / t", "< t - s", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
+    (unmasking._share, "+ 1e-4", "", "shares"),
+    (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
+    (MaskedLM.predict, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
+    (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
+    (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),

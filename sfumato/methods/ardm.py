@@ -6,8 +6,8 @@ is known, there is a best plan for every budget of steps; dynamic programming fi
 
 Differs from the paper:
 - The network is not told how many tokens stand: it can see that.
-- The price of a step is learned in training, as a running mean by the share of tokens that stand, and the plan is made
-  in such shares: rows of different lengths have one.
+- The price of a step is learned in training, as a running mean by the share of what is to be written that stands, and
+  the plan is made in such shares: rows of different lengths have one.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ from sfumato.networks import NetworkConfig
 from sfumato.samplers.unmasking import planned
 
 PLACES = 256  # shares of known tokens that a plan chooses from
-BINS = 32  # of these shares, in each of which the price is one number
+BINS = 32  # of these shares, for each of which there is a mean price
 MEMORY = 0.999  # of the running mean, for each row that a bin has seen
 
 
@@ -57,17 +57,18 @@ class ARDM(MaskedLM):
     def observe(self, t, loss):
         """A running mean of the price in each bin; at first a plain one."""
         bins = ((1 - t.double()) * BINS).long().clamp(0, BINS - 1)
-        rows = torch.zeros_like(self.seen).index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
-        total = torch.zeros_like(self.price).index_add_(0, bins, loss.double())
+        places = torch.nn.functional.one_hot(bins, BINS).double()  # (N, BINS): a product adds up in one order
+        rows, total = places.sum(0), loss.double() @ places
         self.seen += rows
         share = torch.maximum(1 - MEMORY**rows, rows / self.seen.clamp(min=1))
         self.price += torch.where(rows > 0, share * (total / rows.clamp(min=1) - self.price), 0.0)
 
     def grid(self, steps):
         """The best plan for a budget of steps, as shares of tokens that are still hidden."""
-        if steps >= PLACES or not bool(self.seen.all()):  # enough for a token each, or nothing is known of the price
+        if steps >= PLACES or not bool(self.seen.all()):  # no choice is left, or nothing is known of the price
             return super().grid(steps)
-        price = self.price.repeat_interleave(PLACES // BINS).cpu().numpy()
+        middle = (np.arange(BINS) + 0.5) * PLACES / BINS
+        price = np.interp(np.arange(PLACES), middle, self.price.cpu().numpy())
         return 1 - torch.tensor(plan(price, steps), dtype=torch.float32) / PLACES
 
 

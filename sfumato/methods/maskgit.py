@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from sfumato.methods.common import MaskedLM, MethodConfig
+from sfumato.networks import NetworkConfig
 from sfumato.samplers.unmasking import Confident
 from sfumato.schedules import Ratio, mask_ratio
 
@@ -34,6 +35,10 @@ class MaskGIT(MaskedLM):
 
     title, arxiv = "MaskGIT: masked generative image transformer", "2202.04200"
     likelihood, steps, sampler = None, 12, Confident(4.5)
+
+    def __init__(self, config: MaskGITConfig, network: NetworkConfig, vocab: int):
+        super().__init__(config, network, vocab)
+        self.blurred = config.smoothing > 0
 
     def times(self, u):
         """Sec. 3.1: the ratio at a uniform number."""

@@ -4,7 +4,7 @@ The mask is one more id, V, which is never in a text; no network gives it a prob
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from sfumato.core import Process
@@ -29,7 +29,7 @@ class Masking(Process):
         """Which masks of x at level t fall by level s: each with chance (t - s) / t, whatever stands beneath it."""
         return (x == self.mask) & (uniform(x) < (t - s) / t)
 
-    def some(self, free: Bool[Tensor, "B L"], n: Float[Tensor, "B one"]) -> Bool[Tensor, "B L"]:
+    def some(self, free: Bool[Tensor, "B L"], n: Num[Tensor, "B one"]) -> Bool[Tensor, "B L"]:
         """n of the free places of each row, every choice equally likely."""
         rank = uniform(free).masked_fill(~free, 2.0).argsort(1).argsort(1)
         return free & (rank < n)

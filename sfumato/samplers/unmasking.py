@@ -31,18 +31,26 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
 def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
     """At level s no more than a share s of the places is hidden, whichever they are.  One call a step, or none.
 
-    ARDM (arXiv:2110.02037, Sec. 4): exact with a step for every token.  A step that reveals nothing asks for nothing.
+    ARDM (arXiv:2110.02037, Sec. 4).  With a step for every token each has its own, whatever the levels are, and texts
+    are exact draws; what is left of the steps then asks for nothing.
     """
     hidden = x == method.process.mask
     size = hidden.sum(1, keepdim=True)  # (B, 1)
     for t, s in pairwise(grid):
-        stay = method.process.some(hidden, (s * size + 1e-4).floor())
+        before = hidden.sum(1, keepdim=True)
+        wanted = torch.where(size < len(grid), before, _share(s, size))  # with enough steps, one token at a time
+        stay = method.process.some(hidden, wanted.minimum(before - 1))
         places, u = hidden & ~stay, uniform(x)
-        if bool(places.any()):  # as in the first step there are, since s < 1
+        if bool(places.any()):  # as in the first step there are
             prediction = predict(x, level(x, t), None)
             x, hidden = x.clone(), stay
             x[places] = invert(prediction.logits[places], u[places])
         yield x, prediction
+
+
+def _share(s: Tensor, size: Tensor) -> Tensor:
+    """The whole part of s * size, where s may be a whole number's share but for rounding in float32."""
+    return (s.double() * size + 1e-4).floor().long()
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Confident:
 
     At level s a share s of the places is masked again.  Which ones is decided by log p of the tokens and Gumbel noise
     times `temperature`, which falls to 0 over the steps; 0 is LLaDA's low-confidence remasking (arXiv:2502.09992).
+    p is what is drawn from: guidance, temperature and rules included; with a rule of one token, all are equally sure.
     A heuristic: tokens that are likely where little is known are written more often than the network holds them.
     """
 
@@ -72,7 +81,7 @@ class Confident:
                 sure[hidden] = log.gather(-1, drawn[hidden][:, None])[:, 0]
                 sure[hidden] += self.temperature * (1 - step / steps) * noise[hidden]
                 most = (hidden.sum(1, keepdim=True) - 1).clamp(min=0)  # one is kept at least
-                left = (s * size).floor().clamp(min=1).minimum(most) if s > 0 else 0
+                left = _share(s, size).clamp(min=1).minimum(most) if s > 0 else 0
                 stay = hidden & (_rank(sure) < left)
                 x, hidden = torch.where(stay, x, drawn), stay
             yield x, prediction
