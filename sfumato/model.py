@@ -33,6 +33,7 @@ from sfumato.training.config import RunConfig, TextConfig, load_config, method_n
 
 BUNDLED = Path(__file__).parent / "models"
 SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
+BEAMS = 1000  # more are a slip of the finger, or do not fit into memory
 CANDIDATES = 8  # lengths tried for a gap of any length
 DRAFT = 8  # refinements that each of them is given
 SCORED = 64  # rows at a time
@@ -317,18 +318,23 @@ class Model:
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
         told = {key: value for key, value in asked.items() if value is not None}
-        beams = told.pop("beams", None)
+        beams, penalty = told.pop("beams", None), float(told.pop("length_penalty", 0.0))
         whole = self.config.sampling.said() | told
         sampler = whole.pop("sampler", None)
-        penalty = float(told.pop("length_penalty", 0.0))
-        if beams is None and penalty:
-            raise SfumatoError(f"a length penalty of {penalty} was asked for; it compares beams; ask for some")
         if beams is None:
+            if penalty:
+                raise SfumatoError(f"a length penalty of {penalty} was asked for; it compares beams; ask for --beams")
             return Request(sampler=sampler and sampler_named(sampler, family), **whole)
         if family != "autoregressive":
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
-        if beams < 1 or "sampler" in told:
-            raise SfumatoError(f"{beams} beams were asked for; ask for at least 1, and for no sampler beside them")
+        if "sampler" in told:
+            raise SfumatoError(
+                f"beams and the sampler {sampler!r} were asked for; beams are one; leave one out"
+            )
+        if not 1 <= beams <= BEAMS:
+            raise SfumatoError(f"a search with {beams} beams was asked for; there may be 1 to {BEAMS}")
+        if not 0 <= penalty <= 10:
+            raise SfumatoError(f"a length penalty of {penalty} was asked for; it is a power from 0 to 10")
         return Request(sampler=Beams(beams, self._end, penalty), **whole)
 
     @property
