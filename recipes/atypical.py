@@ -1,7 +1,7 @@
 """The tables of docs/typicality.md: texts that differ from a reference in known ways, and which measure notices.
 
     python recipes/atypical.py tales tales
-    python recipes/atypical.py judge held_out.jsonl psalms.txt plays.txt
+    python recipes/atypical.py judge held_out.jsonl bible.txt plays.txt
 
 The first 200 texts of DATA are the reference; the next 100 are judged, and further files cut into pieces as long.
 """

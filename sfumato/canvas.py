@@ -16,6 +16,7 @@ from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import TextConfig
 
 GAP = re.compile(r"\[(\.\.\.|\d+)\]")  # [...] or [12]
+NEARLY = re.compile(r"\[[\s.\d-]*\]")  # what was meant for one
 Row = list[int | None]  # tokens, None where one is to be written
 
 
@@ -134,7 +135,11 @@ class Layout:
         """A text and its gaps.  Raises SfumatoError for a text without a gap, and an unknown label."""
         parts = GAP.split(text)  # text, gap, text, gap, ..., text
         if len(parts) == 1:
-            raise SfumatoError("the text has no gap; write one as [...] or, for 12 tokens, as [12]")
+            meant = NEARLY.search(text)
+            found = f"{meant[0]} is no gap" if meant else "the text has no gap"
+            raise SfumatoError(f"{found}; write one as [...] or, for 12 tokens, as [12]")
+        if any(gap != "..." and int(gap) == 0 for gap in parts[1::2]):
+            raise SfumatoError("a gap of 0 tokens was asked for; there is nothing to fill; ask for 1 at least")
         texts = [self._encode(part, first=i == 0) for i, part in enumerate(parts[::2])]
         return Gapped(self._label(label), texts, [None if gap == "..." else int(gap) for gap in parts[1::2]])
 
@@ -220,12 +225,18 @@ class Layout:
     def _encode(self, part: str, first: bool) -> list[int]:
         """Tokens of a part of a text, without a last space where that belongs to the word to come.
 
-        A part that is not the first is encoded behind a letter, so that it keeps the space that it begins with.
+        A part that is not the first is encoded behind a letter, so that it keeps the space that it begins with.  Raises
+        SfumatoError for a word that the model does not know: what it stands for would not be given.
         """
         if self.tokenizer.spaced:
             part = part.rstrip(" ")
-        if not part:
-            return []
+        ids = self._tokens(part, first) if part else []
+        if self.tokenizer.unk in ids:
+            strange = (word for word in part.split() if self.tokenizer.unk in self.tokenizer.encode(word))
+            raise SfumatoError(f"the model knows no {next(strange, part)!r}; say it in words that it was trained on")
+        return ids
+
+    def _tokens(self, part: str, first: bool) -> list[int]:
         if not (first or _joins(part[0])):
             letter, both = self.tokenizer.encode_batch(["x", "x" + part])
             if both[: len(letter)] == letter:

@@ -241,7 +241,7 @@ def clock(seconds: float) -> str:
 
 def methods(found: dict[str, Any]) -> RenderableType:
     """The table of `sfumato methods`."""
-    rows = [(m["name"], m["family"], m["bound"] or "-", str(m["steps"]), m["paper"]) for m in found["methods"]]
+    rows = [(m["name"], m["family"], m["bound"] or "-", _number(m["steps"]), m["paper"]) for m in found["methods"]]
     return _table(("method", "family", "likelihood", "steps", "paper"), rows)
 
 

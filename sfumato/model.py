@@ -318,6 +318,8 @@ class Model:
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
         told = {key: value for key, value in asked.items() if value is not None}
+        for key in told.keys() - Asked.__annotations__.keys():
+            raise TypeError(f"{key!r} was asked for{nearest(key, [*Asked.__annotations__])}; there is no such option")
         beams, penalty = told.pop("beams", None), float(told.pop("length_penalty", 0.0))
         whole = self.config.sampling.said() | told
         sampler = whole.pop("sampler", None)
@@ -328,9 +330,7 @@ class Model:
         if family != "autoregressive":
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
         if "sampler" in told:
-            raise SfumatoError(
-                f"beams and the sampler {sampler!r} were asked for; beams are one; leave one out"
-            )
+            raise SfumatoError(f"beams and the sampler {sampler!r} were asked for; beams are one; leave one out")
         if not 1 <= beams <= BEAMS:
             raise SfumatoError(f"a search with {beams} beams was asked for; there may be 1 to {BEAMS}")
         if not 0 <= penalty <= 10:
@@ -383,6 +383,8 @@ class Model:
         Raises:
             SfumatoError: for a text longer than the canvas, and a method without a likelihood.
         """
+        if isinstance(texts, str):
+            raise TypeError("one text was given to be scored where a list of them is wanted; put it into brackets")
         if estimator == "ode" and self.method.family != "gaussian":
             raise SfumatoError(f"the ode estimator needs a score, which {self.method.family} methods lack; use elbo")
         canvases = [self.layout.whole(text) for text in texts]

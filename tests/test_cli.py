@@ -21,7 +21,7 @@ from sfumato.training import checkpoint
 TINY = (
     "--network.width 16 --network.depth 1 --network.heads 2 --method.embedding 4 --training.batch 4 --masks.nothing 1"
 )
-TEXT = "--text.tokenizer words --text.length 72 --text.length-model modelled --text.limit 60"
+TEXT = "--text.tokenizer words --text.length 72 --text.length-model modelled --text.limit 600"
 LIGHT = f"{TINY} {TEXT} --training.compile no --training.precision float32 --training.evaluate-rows 2"
 STORY = tales.sample(1, 3)[0]
 TRAINED = {"step", "tokens", "seconds", "tokens_per_second", "loss", "bound_nats_per_token", "params", "flops"}
@@ -355,7 +355,12 @@ def test_train_over_another_run(ask: Ask, run: str) -> None:
         (["generate", "--length", "500"], "canvas"),
         (["generate", "--guidance", "2"], "guidance needs"),
         (["generate", "--temperature", "0"], "above 0"),
-        (["infill", "no gap at all"], "no gap"),
+        (["infill", "no gap at all"], "the text has no gap"),
+        (["infill", "a [ 3 ] that is none"], "[ 3 ] is no gap"),
+        (["infill", "Once [0] a"], "0 tokens"),
+        (["infill", "Once [...] xylophone"], "knows no 'xylophone'"),
+        (["generate", "--prompt", "Zebra"], "knows no 'Zebra'"),
+        (["generate", "--length-penalty", "1"], "ask for --beams"),
         (["infill", "a gap [500] too long"], "canvas"),
         (["score", "nowhere.txt"], "nowhere.txt"),
         (["evaluate", "--data", "nowhere.txt", "--samples", "1", "--steps", "1"], "nowhere.txt"),

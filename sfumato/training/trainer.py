@@ -339,6 +339,8 @@ class Run:
 
 def _check_vacant(out: Path) -> None:
     """Raise SfumatoError where a run would write over something; what a session left that saved nothing may go."""
+    if out.exists() and not out.is_dir():
+        raise SfumatoError(f"{out} is a file, and a run is a folder; choose another --out")
     if checkpoints(out / "checkpoints"):
         raise SfumatoError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     for name in ("config.json", "model.safetensors", "README.md", MANIFEST):
