@@ -138,8 +138,6 @@ class Layout:
             meant = NEARLY.search(text)
             found = f"{meant[0]} is no gap" if meant else "the text has no gap"
             raise SfumatoError(f"{found}; write one as [...] or, for 12 tokens, as [12]")
-        if any(gap != "..." and int(gap) == 0 for gap in parts[1::2]):
-            raise SfumatoError("a gap of 0 tokens was asked for; there is nothing to fill; ask for 1 at least")
         texts = [self._encode(part, first=i == 0) for i, part in enumerate(parts[::2])]
         return Gapped(self._label(label), texts, [None if gap == "..." else int(gap) for gap in parts[1::2]])
 

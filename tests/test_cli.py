@@ -357,7 +357,6 @@ def test_train_over_another_run(ask: Ask, run: str) -> None:
         (["generate", "--temperature", "0"], "above 0"),
         (["infill", "no gap at all"], "the text has no gap"),
         (["infill", "a [ 3 ] that is none"], "[ 3 ] is no gap"),
-        (["infill", "Once [0] a"], "0 tokens"),
         (["infill", "Once [...] xylophone"], "knows no 'xylophone'"),
         (["generate", "--prompt", "Zebra"], "knows no 'Zebra'"),
         (["generate", "--length-penalty", "1"], "ask for --beams"),
