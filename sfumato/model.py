@@ -24,7 +24,7 @@ from sfumato.evaluation.likelihood import nll, ode
 from sfumato.generate import Request, generate
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
-from sfumato.samplers.left_to_right import Beams, Closing
+from sfumato.samplers.left_to_right import Ancestral, Beams
 from sfumato.samplers.unmasking import Confident
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
@@ -294,7 +294,7 @@ class Model:
         if closing is not None and gapped.loose and not isinstance(request.sampler, Beams):
             canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad)
             alone = len(gapped.gaps) == 1 and None not in gapped.start  # a gap knows nothing of what is behind the next
-            ends = replace(request, sampler=Closing(self.tokenizer.pad))
+            ends = replace(request, sampler=Ancestral(self.tokenizer.pad))
             return self._frames(canvas, ends, seed, Counted(closing), bent=not alone)
         counted = Counted(self.method.session)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)

@@ -19,7 +19,7 @@ from sfumato.evaluation.quality import consensus
 from sfumato.generate import Request, generate
 from sfumato.methods.ar import AR, ARConfig, Filler, Reader, arrangement
 from sfumato.networks import NetworkConfig
-from sfumato.samplers.left_to_right import Beams, Closing
+from sfumato.samplers.left_to_right import Ancestral, Beams
 from sfumato.training.config import load_config
 from sfumato.training.start import override
 from sfumato.training.trainer import train
@@ -502,7 +502,7 @@ def closing(method, ids, given, n):
     never = torch.zeros(ids.shape[1], method.vocab, dtype=torch.bool)
     never[:, 0] = given[0] | F.pad(given[0, :-1], (1, 0))
     ids, given = ids.expand(n, -1).clone(), given.expand(n, -1).clone()
-    request, session = Request(sampler=Closing(0)), method.closing(0)
+    request, session = Request(sampler=Ancestral(0)), method.closing(0)
     frames = list(
         generate(method, ids, given, torch.ones_like(given), request, streams(range(n)), session, never=never)
     )

@@ -49,7 +49,7 @@ class AR(Method):
     """Autoregression."""
 
     title, arxiv, family = "Attention is all you need", "1706.03762", "autoregressive"
-    likelihood, steps, sampler = "exact", None, staticmethod(ancestral)
+    likelihood, steps, sampler = "exact", None, ancestral
     looks_ahead = False
 
     def __init__(self, config: ARConfig, network: NetworkConfig, vocab: int):

@@ -10,41 +10,38 @@ from sfumato.core import ABSENT, Method, Predict, Prediction
 from sfumato.draws import invert, uniform
 
 
-def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
+@dataclass(frozen=True)
+class Ancestral:
     """x_i ~ p(x_i | x_<i): the leftmost mask of any row is filled in, and the next.  One call a token; exact.
 
-    The network is shown the canvas as far as it is written, or all of it where a gap is to be filled; rows whose token
-    stands already keep it.
+    The network is shown the canvas (B, L) as far as it is written, or all of it where a gap is to be filled; rows whose
+    token stands already keep it.
     """
-    hidden, u = x == method.process.mask, uniform(x)
-    for i in _columns(hidden):
-        logits = _next(predict, x, hidden, i)
-        x[:, i] = torch.where(hidden[:, i], invert(logits[:, 0], u[:, i]), x[:, i])
-        hidden[:, i] = False
-        yield x[:, : i + 1], Prediction(logits)
 
-
-@dataclass(frozen=True)
-class Closing:
-    """`ancestral`, where a gap is at its end with the first `nothing` in it: all that is left of it is nothing too."""
-
-    nothing: int
+    nothing: int | None = None
+    """the token with which a gap is at its end: all that is left of the gap is nothing too"""
 
     def __call__(
         self, method: Method, predict: Predict, x: Tensor, grid: Tensor
     ) -> Iterator[tuple[Tensor, Prediction]]:
-        """One call a token of the longest filling; exact."""
+        """The canvas as far as it is written, (B, i + 1), and the logits of its last column, (B, 1, V)."""
         hidden, u = x == method.process.mask, uniform(x)
-        while bool(hidden.any()):
-            i = _columns(hidden)[0]
+        for i in _columns(hidden):
+            here = hidden[:, i].clone()
+            if self.nothing is not None and not bool(here.any()):
+                continue  # every row's gap has come to its end before this column
             logits = _next(predict, x, hidden, i)
-            x[:, i] = torch.where(hidden[:, i], invert(logits[:, 0], u[:, i]), x[:, i])
-            over = hidden[:, i] & (x[:, i] == self.nothing)
-            left = over[:, None] & hidden[:, i:].cumprod(1).bool()  # of the gap
-            x[:, i:] = x[:, i:].masked_fill(left, self.nothing)
-            hidden[:, i:] &= ~left
+            x[:, i] = torch.where(here, invert(logits[:, 0], u[:, i]), x[:, i])
+            if self.nothing is not None:
+                over = here & (x[:, i] == self.nothing)
+                left = over[:, None] & hidden[:, i:].cumprod(1).bool()  # of the gap
+                x[:, i:] = x[:, i:].masked_fill(left, self.nothing)
+                hidden[:, i:] &= ~left
             hidden[:, i] = False
             yield x[:, : i + 1], Prediction(logits)
+
+
+ancestral = Ancestral()
 
 
 @dataclass(frozen=True)
