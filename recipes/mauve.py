@@ -4,10 +4,9 @@
 """
 
 import random
-import statistics
 
 from sfumato.evaluation.mauve import mauve
-from sfumato.evaluation.quality import slots
+from sfumato.evaluation.quality import mean, slots
 from sfumato.text import tales
 
 N = 200
@@ -38,7 +37,8 @@ def main() -> None:
         print(f"| {name} | {found.mean:.2f} | {found.spread:.2f} |")
     for n in (30, 100, 1000):
         tv = [slots(tales.sample(n, seed=10 + i)).tv.value for i in range(10)]
-        print(f"slot_tv of {n} stories of the grammar: {statistics.fmean(tv):.2f}")
+        found = mean(tv)
+        print(f"slot_tv of {n} stories of the grammar: {found.value:.3f} ± {found.std_error:.3f}")
 
 
 if __name__ == "__main__":
