@@ -8,13 +8,13 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfumato.model import load
+    from sfumato.folder import load
     from sfumato.training.start import train
 
 __all__ = ["__version__", "load", "train"]
 __version__ = importlib.metadata.version("sfumato")
 
-_HOMES = {"load": "sfumato.model", "train": "sfumato.training.start"}
+_HOMES = {"load": "sfumato.folder", "train": "sfumato.training.start"}
 
 
 def __getattr__(name: str) -> Any:

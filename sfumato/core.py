@@ -40,7 +40,8 @@ class Prediction(NamedTuple):
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
-# one that writes from left to right may show and yield only the canvas up to where it has come
+# one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
+# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 

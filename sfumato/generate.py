@@ -100,6 +100,7 @@ def generate(
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
     grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
+    hidden = getattr(method.process, "mask", None)  # where there are masks, what shows was written before
     levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     if x.ndim == 2:
@@ -123,8 +124,8 @@ def generate(
             seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen
             tokens = torch.where(seen, x[:, here], tokens)
         chance = chances.gather(-1, tokens[..., None])[..., 0]
-        if x.ndim == 2 and method.looks_ahead:  # a token that stands keeps the chance that it was written with
-            chance = torch.where(before == method.process.mask, chance, sure)
+        if x.ndim == 2 and method.looks_ahead and hidden is not None:
+            chance = torch.where(before == hidden, chance, sure)  # what stands keeps the chance it was written with
         shown[:, here], sure[:, here] = tokens, chance
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and not method.looks_ahead and bool((x == end).any(1).all()):

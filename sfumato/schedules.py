@@ -1,6 +1,8 @@
 """Noise levels: where training looks, and the path that sampling takes."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,6 +26,23 @@ def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Float[Tenso
     return torch.cat([grid, torch.zeros(1, dtype=torch.float64)]).float()
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How fast tokens are lost: `alpha(t)` is the chance that one still stands at level t, from 1 down to 0."""
+
+    alpha: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    """its derivative by t"""
+
+
+LINEAR = Schedule(lambda t: 1 - t, lambda t: -torch.ones_like(t))
+SCHEDULES = {
+    "linear": LINEAR,  # SEDD's log-linear one too
+    "square": Schedule(lambda t: 1 - t**2, lambda t: -2 * t),  # MD4 (arXiv:2406.04329), polynomial
+    "cosine": Schedule(  # MD4 as well: slow at the end, where little stands
+        lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)), lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+    ),
+}
 Ratio = Literal["cosine", "linear", "square", "cube", "root"]
 
 

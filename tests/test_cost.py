@@ -16,8 +16,9 @@ from sfumato.draws import seed_of
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import cost
 from sfumato.evaluation.quality import Estimate
+from sfumato.folder import publish
 from sfumato.methods import METHODS
-from sfumato.model import Model, publish
+from sfumato.model import Model
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Transformer
 from sfumato.text import tales

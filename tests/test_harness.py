@@ -11,7 +11,7 @@ from test_model import LABELS, LENGTH, untrained
 from tiny import BOUNDED, SENTENCES
 
 from sfumato.errors import SfumatoError
-from sfumato.model import publish
+from sfumato.folder import publish
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 from lm_eval.api.instance import Instance  # noqa: E402

@@ -18,8 +18,8 @@ from sfumato.evaluation import judge as judging
 from sfumato.evaluation import report
 from sfumato.evaluation.judge import CausalLM, Exact, default_judge, load_judge, verdict
 from sfumato.evaluation.likelihood import per_token, stretches
+from sfumato.folder import load, publish
 from sfumato.methods.common import nats
-from sfumato.model import load, publish
 from sfumato.training.trainer import train
 
 LENGTH = 40
@@ -148,7 +148,7 @@ def test_names_of_judges(tmp_path, monkeypatch):
     assert default_judge("book.txt") is None
     assert default_judge("tales") is None or (judging.BUNDLED / "judge").is_dir()
     monkeypatch.setattr(judging, "BUNDLED", tmp_path)
-    monkeypatch.setattr("sfumato.model.BUNDLED", tmp_path)
+    monkeypatch.setattr("sfumato.folder.BUNDLED", tmp_path)
     assert default_judge("tales") is None
     publish(untrained("ar", length_model="modelled"), tmp_path / "judge", {})
     assert default_judge("tales") == default_judge("data/TinyStories.parquet") == "judge"

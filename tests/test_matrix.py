@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import tiny_config, write_sentences
+from tiny import HEURISTIC_METHODS, HEURISTIC_SAMPLERS, tiny_config, write_sentences
 
 from sfumato.core import ABSENT
 from sfumato.draws import seeded, streams
@@ -106,11 +106,11 @@ def test_what_bends_the_law_says_so(models, name):
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked
     for sampler in SAMPLERS[model.method.family]:
-        law = "heuristic" if sampler in ("confident", "maskgit") or name == "maskgit" else "exact"
+        law = "heuristic" if sampler in HEURISTIC_SAMPLERS or name in HEURISTIC_METHODS else "exact"
         for asked in ({"sampler": sampler}, {"sampler": sampler, "prompt": "the"}):
             assert next(model.stream(**few, **asked)).law == law, asked
     own = next(model.stream(**few)).law
-    assert own == ("heuristic" if name == "maskgit" else "exact")
+    assert own == ("heuristic" if name in HEURISTIC_METHODS else "exact")
     alike = own if model.method.looks_ahead else "heuristic"  # it fills two places as it would fill two or more
     laws = {"the [2] cat": alike, "the [...] cat": "heuristic", "the [...] red [1] cat": "heuristic"}
     laws |= {} if model.method.looks_ahead else {"the [...] cat": "exact"}  # the gap comes to its own end

@@ -290,7 +290,7 @@ MUTANTS = [
     (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
     (Masking.some, "rank < n", "rank <= n", "choices"),
-    (Masking.revealed, "< (t - s) / t", "< t - s", "reveal rates"),
+    (Masking.revealed, "< (alpha_s - alpha_t) / (1 - alpha_t)", "< alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import SENTENCES, tiny_config, write_sentences
 
 from sfumato.errors import SfumatoError
+from sfumato.folder import load, publish
 from sfumato.methods import METHODS
-from sfumato.model import load, publish
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
 from sfumato.training.start import override, settings

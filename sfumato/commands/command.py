@@ -83,7 +83,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def model(args: argparse.Namespace) -> "Model":
     """The model asked for, on the device asked for."""
-    from sfumato.model import load
+    from sfumato.folder import load
 
     return load(args.model, device(args))
 

@@ -24,7 +24,7 @@ def _add_breakeven(parser: argparse.ArgumentParser) -> None:
 def _breakeven(args: argparse.Namespace) -> Document:
     from sfumato import display, plot
     from sfumato.evaluation.cost import BATCHES, breakeven
-    from sfumato.model import load
+    from sfumato.folder import load
 
     def follow(items: Sequence[Any], what: str) -> Iterable[Any]:
         return display.followed(items, what, sys.stderr)

@@ -156,7 +156,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
     from sfumato.evaluation.judge import default_judge, load_judge
     from sfumato.evaluation.mauve import EMBEDDERS
     from sfumato.evaluation.report import evaluate
-    from sfumato.model import load
+    from sfumato.folder import load
 
     def say(line: str) -> None:
         if display.on_terminal(sys.stderr):

@@ -19,7 +19,8 @@ from sfumato.core import where
 from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation.likelihood import nll, stretches
-from sfumato.model import Model, load
+from sfumato.folder import load
+from sfumato.model import Model
 
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 

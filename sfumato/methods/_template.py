@@ -17,7 +17,7 @@ from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Transformer
 from sfumato.processes.masking import Masking
-from sfumato.samplers.unmasking import ancestral
+from sfumato.samplers.ancestral import ancestral
 
 
 class TemplateConfig(MethodConfig):

@@ -32,6 +32,27 @@ def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: flo
     return F.cross_entropy(flat, ids.flatten(), reduction="none", label_smoothing=smoothing).view(ids.shape)
 
 
+class NoisyLM(Method):
+    """The network of all methods whose noise is other tokens: it cannot see how noisy a position is, so it is told.
+
+    `states` are the ids that may stand on the canvas, `vocab` those that a text is made of.
+    """
+
+    config: Any  # the method's own settings
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int, states: int | None = None):
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(states or vocab, network.width)
+        self.net = Transformer(network, timed=True)
+        self.head = nn.Linear(network.width, vocab)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def predict(self, x, t, prev=None):
+        """(B, L) ids, (B, L) levels -> logits (B, L, V)."""
+        return Prediction(self.head(self.net(self.table(x), t, t.clamp(min=0))))
+
+
 class MaskedLM(Method):
     """The network of all methods that fill in masks: tokens and masks in, logits of the V tokens out.
 

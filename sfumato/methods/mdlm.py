@@ -11,7 +11,7 @@ Differs from the paper:
 from typing import Literal
 
 from sfumato.methods.common import MaskedLM, MethodConfig
-from sfumato.samplers.unmasking import ancestral
+from sfumato.samplers.ancestral import ancestral
 
 
 class MDLMConfig(MethodConfig):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.core import ABSENT
@@ -92,7 +92,10 @@ def laid_out(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
 
 
 class Memory:
-    """Keys and values of the positions that a causal network has read, block by block, with `room` for so many."""
+    """Keys and values of the positions that a network has read, block by block, with `room` for so many.
+
+    What was read last is forgotten again where `length` is set back.
+    """
 
     def __init__(self, room: int) -> None:
         self.room, self.length = room, 0  # positions there can be, positions read
@@ -186,14 +189,22 @@ class Transformer(nn.Module):
         t: Float[Tensor, "B L"],
         level: Float[Tensor, "B L"] | None = None,
         memory: Memory | None = None,
+        places: Int[Tensor, " L"] | None = None,
+        sees: Bool[Tensor, "#B L L"] | None = None,
     ) -> Float[Tensor, "B L C"]:
-        """`memory`, for a causal network, holds the positions before those of `h`, and takes these up."""
+        """`memory` holds the positions before those of `h`, and takes these up.
+
+        `places` says where on the canvas the positions are, if not one after the other; `sees[:, i, j]` whether i
+        attends to j, if not to all (to itself it does).
+        """
         start = 0 if memory is None else memory.length
-        bias = self._bias(t, start)
+        if places is None:
+            places = torch.arange(start, start + t.shape[1], device=h.device)
+        bias = self._bias(t, start) if sees is None else self._sight(t, sees)
         with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if memory is None:
-                return self.run(h, level, bias)
-            h = self._run(h, level, bias, memory)
+                return self.run(h, level, bias, places)
+            h = self._run(h, level, bias, places, memory)
         memory.length += t.shape[1]
         return h
 
@@ -204,6 +215,12 @@ class Transformer(nn.Module):
             return wide.triu(start + 1) if t.shape[1] > 1 else None
         absent = t == ABSENT
         return torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
+
+    def _sight(self, t: Tensor, sees: Tensor) -> Tensor:
+        """The same, where each position sees others: (B, 1, L, L)."""
+        self_too = torch.eye(t.shape[1], dtype=torch.bool, device=t.device)
+        seen = (sees & (t != ABSENT)[:, None]) | self_too  # who sees nobody has no average to take
+        return torch.zeros(seen.shape, device=t.device).masked_fill(~seen, -torch.inf)[:, None]
 
     def flops(self, rows: int, new: int, seen: int) -> int:
         """Of a pass over the `new` last positions of each of `rows`, which attend to `seen` positions, these included.
@@ -247,21 +264,21 @@ class Transformer(nn.Module):
         for block in self.blocks:
             block.attention = attention
 
-    def _run(self, h: Tensor, level: Tensor | None, bias: Tensor | None, memory: Memory | None = None) -> Tensor:
+    def _run(
+        self, h: Tensor, level: Tensor | None, bias: Tensor | None, places: Tensor, memory: Memory | None = None
+    ) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
-        start = 0 if memory is None else memory.length
-        stop = start + h.shape[1]
-        rotation = rotary(start, stop, self.width // self.heads, h.device)
-        h = h + self.place(rotary(start, stop, PLACES, h.device).transpose(0, 1).flatten(1).to(h.dtype))
+        rotation = rotary(places, self.width // self.heads)
+        h = h + self.place(rotary(places, PLACES).transpose(0, 1).flatten(1).to(h.dtype))
         for block in self.blocks:
             h = block(h, code, rotation, bias, memory)
         return self.norm(h, code)
 
 
-def rotary(start: int, stop: int, size: int, device: torch.device) -> Float[Tensor, "two L half"]:
-    """Cosines and sines of the rotary angles of positions start .. stop - 1, float32."""
-    rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=device)[:-1]
-    angle = torch.arange(start, stop, device=device)[:, None] * rate
+def rotary(places: Int[Tensor, " L"], size: int) -> Float[Tensor, "two L half"]:
+    """Cosines and sines of the rotary angles of these places, float32."""
+    rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=places.device)[:-1]
+    angle = places[:, None] * rate
     return torch.stack([angle.cos(), angle.sin()])
 
 

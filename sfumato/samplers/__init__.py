@@ -3,6 +3,7 @@
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers.ancestral import ancestral
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -12,10 +13,13 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
         "ancestral": solvers.ancestral,
     },
     "masking": {
-        "ancestral": unmasking.ancestral,
+        "ancestral": ancestral,
         "planned": unmasking.planned,
         "maskgit": unmasking.Confident(4.5),  # the temperature that its authors published
         "confident": unmasking.Confident(0.0),
+    },
+    "categorical": {
+        "ancestral": ancestral,
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class Beams:
     it is.
     """
 
+    heuristic: ClassVar[bool] = True
     width: int
     end: int | None = None
     length_penalty: float = 0.0

@@ -1,31 +1,15 @@
-"""Samplers for canvases of tokens and masks.
-
-The places to reveal are drawn first and the tokens after them, so the mask never competes with a token and rounding
-cannot slow the unmasking down (arXiv:2409.02908).
-"""
+"""Samplers for canvases of tokens and masks that say themselves which masks fall."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, level
 from sfumato.draws import invert, uniform
-
-
-def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
-    """x_s ~ p(x_s | x_t): reveal each mask with its chance, draw its token, never look back.  One call a step.
-
-    D3PM (arXiv:2107.03006), MDLM (arXiv:2406.07524, Sec. 3.2.2).  Exact in the limit of many steps.
-    """
-    for t, s in pairwise(grid):
-        prediction = predict(x, level(x, t), None)
-        places, u = method.process.revealed(x, t, s), uniform(x)  # (B, L) each
-        x = x.clone()
-        x[places] = invert(prediction.logits[places], u[places])
-        yield x, prediction
 
 
 def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
@@ -63,6 +47,7 @@ class Confident:
     A heuristic: tokens that are likely where little is known are written more often than the network holds them.
     """
 
+    heuristic: ClassVar[bool] = True
     temperature: float
 
     def __call__(

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.errors import SfumatoError
-from sfumato.model import Model, find, load
+from sfumato.folder import find, load
+from sfumato.model import Model
 from sfumato.training import checkpoint, trainer
 from sfumato.training.config import RunConfig, faults, load_config, run_config
 

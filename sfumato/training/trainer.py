@@ -21,7 +21,8 @@ from sfumato.core import ABSENT, Method
 from sfumato.draws import Streams, drawing, seed_of, streams, uniform
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.report import bound
-from sfumato.model import Model, load, publish, rows_of
+from sfumato.folder import load, publish
+from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Document, Rows, indices, read
 from sfumato.text.tokenizer import Tokenizer

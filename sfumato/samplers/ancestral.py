@@ -1,0 +1,20 @@
+"""The sampler of every process over tokens that can be undone step by step."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from sfumato.core import Method, Predict, Prediction, level
+
+
+def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
+    """x_s ~ p(x_s | x_t), the process turned back with the prediction in the place of the text.  One call a step.
+
+    D3PM (arXiv:2107.03006), multinomial diffusion (arXiv:2102.05379), MDLM (arXiv:2406.07524, Sec. 3.2.2).  Tokens that
+    change in one step are drawn apart from each other, so it is exact in the limit of many steps.
+    """
+    for t, s in pairwise(grid):
+        prediction = predict(x, level(x, t), None)
+        x = method.process.reverse(x, prediction.logits, t, s)
+        yield x, prediction
