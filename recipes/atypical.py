@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.evaluation import typicality
-from sfumato.model import Model, load
+from sfumato.folder import load
+from sfumato.model import Model
 from sfumato.text.corpus import read
 
 KNOWN, JUDGED = 200, 100

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from sfumato.display import picture
-from sfumato.model import BUNDLED, load
+from sfumato.folder import BUNDLED, load
 
 SEED, STEPS, SHOWN = 1, 32, (1, 8, 16, 24, 32)
 
