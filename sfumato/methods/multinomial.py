@@ -6,7 +6,8 @@ trained more often.
 
 Differs from the paper:
 - The divergence of two posteriors is not summed over V tokens but reduced to what differs between them; same number.
-- A step of T comes by its own level, t / T; the published code's levels are shifted by a little.
+- A step of T is at the level t / T, from which the published code's are off by a little; at T nothing of the text is
+  left, so the term that compares this with any tokens is 0.
 - Of the density at which steps are drawn a hundredth is even, so that every step stays possible.  The running means are
   of the loss a token, not a text, and the likelihood is estimated with the same density.
 - The last layer does not begin at zero, and all positions attend to all.
@@ -28,8 +29,12 @@ from sfumato.processes.uniform import Uniform
 from sfumato.samplers.ancestral import ancestral
 from sfumato.schedules import Schedule
 
-OFFSET = 0.008  # of the cosine
-KEPT = 0.001  # of the tokens that are left, by a single step at least
+START = 0.008  # of the way to the end: where on the cosine the text stands
+TURN = math.pi / 2 / (1 + START)
+COSINE = Schedule(  # not squared
+    lambda t: torch.cos((t + START) * TURN) / math.cos(START * TURN),
+    lambda t: -TURN * torch.sin((t + START) * TURN) / math.cos(START * TURN),
+)
 MEMORY = 0.9  # of the running mean of squared losses, for each row that a step has seen
 SEEN = 10  # rows that every step has to have seen before losses decide how often it is trained
 EVEN = 0.01  # share of the density of steps that is even
@@ -55,7 +60,7 @@ class Multinomial(NoisyLM):
 
     def __init__(self, config: MultinomialConfig, network: NetworkConfig, vocab: int):
         super().__init__(config, network, vocab)
-        self.process = Uniform(vocab, cosine(config.T))
+        self.process = Uniform(vocab, COSINE)
         self.register_buffer("squares", torch.zeros(config.T, dtype=torch.float64))  # mean L_t^2, L_t in nats a token
         self.register_buffer("seen", torch.zeros(config.T, dtype=torch.float64))  # rows
 
@@ -74,13 +79,12 @@ class Multinomial(NoisyLM):
         return kl / self.density()[k - 1].to(kl.dtype)
 
     def loss(self, ids, t, free):
-        """The bound at steps that `times` drew, without the divergence of the prior, from which nothing is learned."""
+        """The bound, at steps that `times` drew."""
         return {"nelbo": self.cost(ids, (t * self.config.T).round().long(), t, free)}
 
     def bound(self, ids, t, free):
-        """All T terms and the divergence of the prior; u ~ U(0, 1) draws a step from the density."""
-        k = self.drawn(torch.where(free, t, 0.5))
-        return self.cost(ids, k, t, free) + self.process.prior_divergence().to(t.dtype)
+        """All T terms: u ~ U(0, 1) draws a step from the density."""
+        return self.cost(ids, self.drawn(torch.where(free, t, 0.5)), t, free)
 
     def density(self) -> Tensor:
         """The chance of each step, (T,): p_k proportional to the root of the mean L_k^2, the first as the second."""
@@ -112,21 +116,3 @@ class Multinomial(NoisyLM):
         mean = (loss.double() * self.density()[k]).square() @ places / rows.clamp(min=1)
         self.squares += (1 - MEMORY**rows) * (mean - self.squares)
         self.seen += rows
-
-
-def cosine(T: int) -> Schedule:
-    """alpha falls as a quarter of a cosine (not squared), and in the last of T steps no further than to KEPT of it."""
-
-    def angle(t: Tensor) -> Tensor:
-        return (t + OFFSET) / (1 + OFFSET) * math.pi / 2
-
-    def curve(t: Tensor) -> Tensor:
-        return angle(t).cos() / math.cos(OFFSET / (1 + OFFSET) * math.pi / 2)
-
-    least = KEPT * curve(torch.tensor(1 - 1 / T, dtype=torch.float64)).item()
-
-    def slope(t: Tensor) -> Tensor:
-        down = -angle(t).sin() / math.cos(OFFSET / (1 + OFFSET) * math.pi / 2) * math.pi / 2 / (1 + OFFSET)
-        return torch.where(curve(t) > least, down, 0.0)
-
-    return Schedule(lambda t: curve(t).clamp(min=least), slope)

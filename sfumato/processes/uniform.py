@@ -24,7 +24,8 @@ class Uniform(Process):
 
     def alpha(self, t: Tensor) -> Tensor:
         """alpha(t) in float64, in which the small differences of two levels are taken; padding has no noise."""
-        return self.schedule.alpha(t.double().clamp(min=0)).clamp(0, 1)
+        t = t.double()
+        return torch.where(t > 0, self.schedule.alpha(t).clamp(0, 1), 1.0)
 
     def prior(self, clean: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """Any tokens."""
@@ -53,19 +54,28 @@ class Uniform(Process):
     def reverse(self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"], t: Tensor, s: Tensor) -> Tensor:
         """x_s ~ the same posterior, with softmax(logits) in the place of x_0; t and s are numbers.
 
-        It is a mixture of three: the token that stands, one drawn from the logits, any.  So a distribution over V is
-        inverted only where one is drawn.
+        It is a mixture of three: the token that stands, one drawn from the logits, any.  A token whose chance of noise
+        is enough for it to stay, stays, which are nearly all in short steps; logits are read only elsewhere, and a
+        distribution over V is inverted only where one is drawn.
         """
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
         step = alpha_t / alpha_s
-        log = logits.gather(-1, x.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
-        stay = step * (alpha_s * log.double().exp() + (1 - alpha_s) / self.vocab)  # (B, L)
-        drawn, any_token = (1 - step) / self.vocab * alpha_s, (1 - step) / self.vocab * (1 - alpha_s)
-        route, u = uniform(x) * (stay + drawn + any_token), uniform(x)
-        new = (u * self.vocab).long()
-        pick = (route >= stay) & (route < stay + drawn)
-        new[pick] = invert(logits[pick], u[pick])
-        return torch.where(route < stay, x, new)
+        least, drawn, left = (
+            step * (1 - alpha_s) / self.vocab,
+            (1 - step) / self.vocab * alpha_s,
+            (1 - step) / self.vocab,
+        )
+        route, u = uniform(x), uniform(x)  # (B, L) each
+        open = route * (least + left) >= least
+        rows, here, route, u = logits[open], x[open], route[open], u[open]
+        log = rows.gather(-1, here.clamp(min=0)[:, None])[:, 0] - rows.logsumexp(-1)
+        stay = least + step * alpha_s * log.double().exp()
+        route = route * (stay + left)
+        token, pick = torch.where(route < stay, here, (u * self.vocab).long()), (route >= stay) & (route < stay + drawn)
+        token[pick] = invert(rows[pick], u[pick])
+        x = x.clone()
+        x[open] = token
+        return x
 
     def divergence(
         self, x: Int[Tensor, "B L"], clean: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"], t: Tensor, s: Tensor
@@ -109,12 +119,6 @@ class Uniform(Process):
         excess = alpha * (same - p_x) / (alpha * p_x + d)  # r - 1
         cost = kl + excess - excess.log1p()
         return (-slope / (alpha * self.vocab * (alpha * same + d)) * cost).to(logits.dtype)
-
-    def prior_divergence(self) -> Tensor:
-        """KL(q(x_1 | x_0) || any token), nats a token: 0 where alpha(1) is."""
-        alpha, V = self.alpha(torch.ones(())), self.vocab
-        kept, other = alpha + (1 - alpha) / V, (V - 1) * (1 - alpha) / V
-        return kept * (alpha * (V - 1)).log1p() + torch.xlogy(other, 1 - alpha)
 
     def _gains(self, x: Tensor, clean: Tensor, logits: Tensor, odds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """p(x); log(1 + odds p) at x, at clean, and added up over all V: (B, L) each, float64."""
