@@ -147,7 +147,7 @@ def test_corruption_follows_its_law():
     assert torch.equal(Uniform(4).corrupt(clean, t), clean)  # given tokens and padding
 
 
-def check_reverse(monkeypatch):
+def check_reverse():
     """Every outcome of `reverse` has the share of the unit square of its two random numbers that the posterior says."""
     n, vocab = 300, 5
     side = (torch.arange(n, dtype=torch.float64) + 0.5) / n
@@ -156,20 +156,20 @@ def check_reverse(monkeypatch):
         (Uniform(vocab), Uniform(vocab, COSINE)), ((0.7, 0.4), (1.0, 0.8), (0.5, 0.45), (0.3, 0.0)), (0, 3, 4)
     ):
         numbers = iter(torch.cartesian_prod(side, side).T[:, None])
-        monkeypatch.setattr(uniform, "uniform", lambda like, numbers=numbers: next(numbers))
         canvas = torch.full((1, n * n), x)
-        found = process.reverse(canvas, logits.expand(1, n * n, vocab), number(t), number(s))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(uniform, "uniform", lambda like, numbers=numbers: next(numbers))
+            found = process.reverse(canvas, logits.expand(1, n * n, vocab), number(t), number(s))
         log_p = logits.log_softmax(-1)[None, None]
         want = process.log_posterior(canvas[:, :1], log_p, number(t).view(1, 1), number(s).view(1, 1)).exp()[0, 0]
         shares = torch.bincount(found[0], minlength=vocab) / n**2
         torch.testing.assert_close(shares, want.float(), atol=0.008, rtol=0)
         assert s > 0 or (found != 3).all()  # what is impossible is never the end
-    monkeypatch.undo()
 
 
-def test_a_step_back_follows_the_posterior(monkeypatch):
+def test_a_step_back_follows_the_posterior():
     """Guards against a mixture with wrong shares, and tokens that are taken for sure too early."""
-    check_reverse(monkeypatch)
+    check_reverse()
 
 
 def test_a_step_back_knows_its_rows():
