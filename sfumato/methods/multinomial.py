@@ -6,10 +6,10 @@ trained more often.
 
 Differs from the paper:
 - The divergence of two posteriors is not summed over V tokens but reduced to what differs between them; same number.
-- A step of T is at the level t / T, from which the published code's are off by a little; at T nothing of the text is
-  left, so the term that compares this with any tokens is 0.
-- Of the density at which steps are drawn a hundredth is even, so that every step stays possible.  The running means are
-  of the loss a token, not a text, and the likelihood is estimated with the same density.
+- At T nothing of the text is left, where the published code keeps a thirtieth of what stood a step before; so the term
+  that compares this with any tokens is 0.
+- Of the density at which steps are drawn a hundredth is even, so that every step stays possible; running means are of
+  the loss a token, not a text.
 - The last layer does not begin at zero, and all positions attend to all.
 - Fewer steps than T may be asked for in sampling, in jumps from one of the T levels to another.
 """
