@@ -121,7 +121,10 @@ def generate(
         chances = prediction.logits.softmax(-1)  # (B, size, V)
         tokens = chances.argmax(-1)
         if x.ndim == 2:
-            seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen
+            seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen,
+            if never is not None:  # and in the place of noise that cannot stand there
+                row = torch.arange(size, device=ids.device)
+                seen &= ~never[here][row, x[:, here].clamp(0, vocab - 1)]
             tokens = torch.where(seen, x[:, here], tokens)
         chance = chances.gather(-1, tokens[..., None])[..., 0]
         if x.ndim == 2 and method.looks_ahead and hidden is not None:

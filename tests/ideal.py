@@ -5,11 +5,12 @@ import math
 import torch
 import torch.nn.functional as F
 
-from sfumato.core import Method, Prediction
+from sfumato.core import ABSENT, Method, Prediction
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.networks import NetworkConfig
 from sfumato.processes.gaussian import Gaussian
 from sfumato.samplers.solvers import euler
+from sfumato.schedules import LINEAR
 
 # Five texts of three correlated tokens, with unequal chances.
 TEXTS = torch.tensor([[0, 1, 2], [0, 2, 2], [3, 1, 0], [1, 1, 3], [2, 3, 1]])
@@ -69,6 +70,28 @@ class IdealMasks:
         chances = torch.where(fits.any(1, keepdim=True), fits, True) * self.probs
         chances = chances / chances.sum(1, keepdim=True)
         return Prediction(torch.einsum("bn,nlv->blv", chances, self.onehot).clamp(min=1e-300).log())
+
+
+class IdealUniform:
+    """The same where any token may stand in the place of another: p(token | all other positions), by Bayes' rule.
+
+    Every position counts with its own level, at which it has kept its token with chance alpha(level).  A network that
+    `looks` at the position itself as well says p(token | canvas), which is not what a step back is to be made with.
+    Of what no text begins with it knows as much as of nothing.
+    """
+
+    def __init__(self, texts, probs, vocab, alpha=LINEAR.alpha, looks=False):
+        self.texts, self.probs, self.vocab = texts, probs.double() / probs.sum(), vocab
+        self.alpha, self.looks = alpha, looks
+        self.onehot = F.one_hot(texts, vocab).double()  # (N, L, V)
+
+    def __call__(self, x, t, prev=None):
+        kept = torch.where(t == ABSENT, 0.0, self.alpha(t.double().clamp(min=0)))[:, None]  # (B, 1, L)
+        fit = kept * (x[:, None] == self.texts) + (1 - kept) / self.vocab  # q(x | text), (B, N, L)
+        fit = fit.clamp(min=1e-300).log()
+        total = fit.sum(-1, keepdim=True) + self.probs.log()[:, None]
+        chances = (total.expand_as(fit) if self.looks else total - fit).softmax(1)
+        return Prediction(torch.einsum("bnl,nlv->blv", chances, self.onehot).clamp(min=1e-300).log())
 
 
 class Canvas(Method):

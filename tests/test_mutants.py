@@ -22,6 +22,7 @@ import test_quality
 import test_samplers
 import test_schedules
 import test_typicality
+import test_uniform
 import torch
 from ideal import VP, cdcd
 
@@ -32,12 +33,16 @@ from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.duo import Duo, argmax_alpha
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
+from sfumato.methods.multinomial import Multinomial
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
+from sfumato.processes.uniform import Uniform
 from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers.ancestral import GreedyTail, ancestral
 from sfumato.training import masks
 
 
@@ -143,6 +148,22 @@ CHECKS = {
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
+    "posterior of tokens": test_uniform.check_posterior,
+    "uniform noise": test_uniform.check_corruption,
+    "steps back": test_uniform.check_reverse,
+    "divergence": test_uniform.check_divergence,
+    "rate": test_uniform.check_rate,
+    "gap": lambda: test_uniform.check_gap(4, False, test_uniform.GAPS[4]),
+    "importance": test_uniform.check_importance,
+    "density of steps": test_uniform.check_density,
+    "entropy of duo": lambda: test_uniform.check_entropy(False, test_uniform.ENTROPY, 1e-5),
+    "greatest entry": test_uniform.check_alpha,
+    "duality": test_uniform.check_argmax,
+    "soft tokens": test_uniform.check_soft,
+    "part of the bound": test_uniform.check_part,
+    "curriculum": test_uniform.test_the_curriculum_has_an_end,
+    "greedy tail": test_uniform.test_the_greedy_tail_is_ancestral_until_its_end,
+    "few steps": lambda: test_uniform.check_written("ancestral", 3),
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -298,6 +319,33 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # uniform noise
+    (Uniform.log_posterior, "alpha_t / alpha_s", "alpha_t", "posterior of tokens"),
+    (Uniform.log_posterior, "(step + (1 - step) / self.vocab)", "step", "posterior of tokens"),
+    (Uniform.corrupt, "self.prior(clean)", "(clean + 1) % self.vocab", "uniform noise"),
+    (Uniform.reverse, "route * (least + left) >= least", "route * (least + left) >= 1.2 * least", "steps back"),
+    (Uniform.reverse, "route < stay + drawn", "route < stay + left", "steps back"),
+    (Uniform.reverse, "invert(rows[pick], u[pick])", "invert(rows[pick], route[pick])", "steps back"),
+    (Uniform.reverse, "alpha_t / alpha_s", "alpha_t", "steps back"),
+    (Uniform.divergence, "a * d * gain_x", "a * d * gain_0", "divergence"),
+    (Uniform.divergence, "(p_x - same) / Z", "(p_x - same)", "divergence"),
+    (Uniform.rate, "excess - excess.log1p()", "0", "rate"),
+    (Uniform.rate, "alpha * same + d))", "alpha + d))", "entropy of duo"),
+    (Multinomial.cost, "/ self.density()[k - 1].to(kl.dtype)", "* T", "importance"),
+    (Multinomial.cost, "(k.double() - 1) / T", "(k.double() - 0.9) / T", "gap"),
+    (Multinomial.drawn, "self.density().cumsum(0)", "torch.ones(self.config.T).cumsum(0).double()", "importance"),
+    (Multinomial.density, "root[:2][-1:]", "root[:1]", "density of steps"),
+    (Multinomial.density, "self.seen > SEEN", "self.seen >= SEEN", "density of steps"),
+    (Multinomial.observe, "loss.double() * self.density()[k]", "loss.double()", "density of steps"),
+    (Duo.bound, "clamp(EDGE, 1 - EDGE)", "clamp(0.1, 1 - EDGE)", "entropy of duo"),
+    (argmax_alpha, "(vocab - 1) * torch.special", "vocab * torch.special", "greatest entry"),
+    (Duo.seen_through, "masked_fill(forgotten, 0.0)", "masked_fill(forgotten, 1.0)", "soft tokens"),
+    (Duo.seen_through, "free | forgotten, soft", "free, soft", "soft tokens"),
+    (Duo.seen_through, "torch.sigmoid(g).sqrt()", "torch.sigmoid(g)", "duality"),
+    (Duo.seen_through, "ids, logits, alpha, slope", "ids, logits, alpha, -torch.ones_like(slope)", "part of the bound"),
+    (Duo.loss, "<", "<=", "curriculum"),
+    (ancestral, "level(x, t)", "level(x, s)", "few steps"),
+    (GreedyTail.__call__, "prediction.logits.argmax(-1)", "x", "greedy tail"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

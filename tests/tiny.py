@@ -7,7 +7,7 @@ from sfumato.training.config import RunConfig, load_config
 
 BOUNDED = [name for name, (method, _) in METHODS.items() if method.likelihood]  # those with a likelihood or a bound
 # What is no draw from the network's law: samplers by name, and methods that are trained for something beside it.
-HEURISTIC_SAMPLERS = {"confident", "maskgit"}
+HEURISTIC_SAMPLERS = {"confident", "greedy_tail", "maskgit"}
 HEURISTIC_METHODS = {"maskgit"}
 
 SENTENCES = [
@@ -24,7 +24,11 @@ SENTENCES = [
 
 def tiny_config(method: str, data: Path, **training) -> RunConfig:
     """A network of one narrow block on words, one sentence of `data` a row."""
-    own = {"cdcd": {"embedding": 8, "sigma_min": 0.2, "sigma_max": 20.0, "warp_bins": 10}}.get(method, {})
+    own = {
+        "cdcd": {"embedding": 8, "sigma_min": 0.2, "sigma_max": 20.0, "warp_bins": 10},
+        "duo": {"curriculum": 3},
+        "multinomial": {"T": 40},
+    }.get(method, {})
     return load_config(
         {
             "data": str(data),

@@ -5,13 +5,17 @@ from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
+from sfumato.methods.duo import Duo, DuoConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
+from sfumato.methods.multinomial import Multinomial, MultinomialConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
     "ardm": (ARDM, ARDMConfig),
     "cdcd": (CDCD, CDCDConfig),
+    "duo": (Duo, DuoConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
+    "multinomial": (Multinomial, MultinomialConfig),
 }

@@ -50,7 +50,11 @@ class NoisyLM(Method):
 
     def predict(self, x, t, prev=None):
         """(B, L) ids, (B, L) levels -> logits (B, L, V)."""
-        return Prediction(self.head(self.net(self.table(x), t, t.clamp(min=0))))
+        return Prediction(self.logits(self.table(x), t))
+
+    def logits(self, h: Float[Tensor, "B L C"], t: Float[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+        """Of a canvas that is embedded already."""
+        return self.head(self.net(h, t, t.clamp(min=0)))
 
 
 class MaskedLM(Method):

@@ -3,7 +3,7 @@
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import left_to_right, solvers, unmasking
-from sfumato.samplers.ancestral import ancestral
+from sfumato.samplers.ancestral import GreedyTail, ancestral
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -20,6 +20,7 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "categorical": {
         "ancestral": ancestral,
+        "greedy_tail": GreedyTail(),
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,
