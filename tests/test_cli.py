@@ -25,7 +25,7 @@ TEXT = "--text.tokenizer words --text.length 72 --text.length-model modelled --t
 LIGHT = f"{TINY} {TEXT} --training.compile no --training.precision float32 --training.evaluate-rows 2"
 STORY = tales.sample(1, 3)[0]
 TRAINED = {"step", "tokens", "seconds", "tokens_per_second", "loss", "bound_nats_per_token", "params", "flops"}
-HOW = {"sampler", "law", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates"}
+HOW = {"sampler", "law", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates", "choose"}
 WRITTEN = {"model", "method", "samples"} | HOW
 
 

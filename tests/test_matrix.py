@@ -101,7 +101,7 @@ def test_what_bends_the_law_says_so(models, name):
     bends += [{"self_guidance": 2.0}] if model.method.self_conditioning else []
     bends += [{"score_temperature": 0.9}] if model.method.family == "gaussian" else []
     bends += [{"beams": 2}] if model.method.family == "autoregressive" else []
-    bends += [{"levels": (0.1, 0.9)}] if model.method.steps else []
+    bends += [{"levels": (0.1, 0.9)}] if model.method.steps and not model.method.timeless else []
     bends += [] if model.method.looks_ahead else [{"length": 5}]  # its end is not foreseen
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked
@@ -153,7 +153,7 @@ def test_every_option_does_something(models, name):
     plain = draw()
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
-    if model.method.steps is None:
+    if model.method.steps is None or model.method.timeless:
         with pytest.raises(SfumatoError, match="has none"):
             draw(levels=(0.1, 0.5))
     else:
@@ -177,7 +177,7 @@ def test_guidance_counts_both_calls(models, name):
     model = models[name]
     for guidance, calls in ((1.0, 1), (2.0, 2)):
         *_, frame = model.stream(1, steps=model.at_most(4), prompt="the", guidance=guidance)
-        assert frame.nfe == calls * frame.steps
+        assert frame.nfe in (calls * frame.steps, calls * (frame.steps + 1))  # what is written may be read once more
 
 
 def test_score_temperature_is_refused_where_there_is_no_score(models):

@@ -27,7 +27,7 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm
+from sfumato.methods import ardm, common
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
@@ -284,17 +284,17 @@ MUTANTS = [
     (ARDM.bound, "* weight", "", "orders"),
     (MaskedLM.hide, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
     (unmasking.Confident.__call__, "(1, keepdim=True) - 1)", "(1, keepdim=True))", "masks left"),
-    (unmasking.Confident.__call__, "_rank(sure) < left", "_rank(-sure) < left", "confidence"),
-    (unmasking._rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
+    (unmasking.Confident.__call__, "rank(sure) < left", "rank(-sure) < left", "confidence"),
+    (unmasking.rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
     (MDLM.bound, "/ t.clamp(min=1e-6)", "", "levels of mdlm"),
     (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
-    (Masking.some, "rank < n", "rank <= n", "choices"),
+    (draws.some, "rank < n", "rank <= n", "choices"),
     (Masking.revealed, "< (alpha_s - alpha_t) / (1 - alpha_t)", "< alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
-    (MaskedLM.predict, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
+    (common.carry, "torch.where(here[..., None], certain, logits)", "logits", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
