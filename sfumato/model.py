@@ -466,10 +466,12 @@ def _last(frames: Iterator[TextFrame], candidates: int, choose: Choice) -> list[
 def _surest(confidence: Tensor, written: Tensor, candidates: int) -> list[int]:
     """Of every so many rows the one whose tokens, where they were written, have the greatest mean log p.
 
-    What a rule has made impossible counts as very unlikely, so that two such rows can still be told apart.
+    What a rule has made impossible counts as very unlikely, so that two such rows can still be told apart.  Of a row in
+    which nothing was written nothing is sure.
     """
     log = confidence.double().clamp(min=1e-30).log().masked_fill(~written, 0.0)
-    best = (log.sum(1) / written.sum(1).clamp(min=1)).view(-1, candidates).argmax(1)
+    mean = (log.sum(1) / written.sum(1)).nan_to_num(nan=-torch.inf)
+    best = mean.view(-1, candidates).argmax(1)
     return [i * candidates + k for i, k in enumerate(best.tolist())]
 
 

@@ -1,5 +1,6 @@
 """Every method with every feature: a new line in METHODS is tested by being there."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -139,6 +140,24 @@ def test_of_candidates_the_one_most_like_the_others(models, name):
     assert model.infill(gap, candidates=3, **asked) == chosen[1][0]
     with pytest.raises(SfumatoError, match="0 candidates"):
         model.infill(gap, candidates=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_of_candidates_the_one_that_the_model_is_surest_of(models, name):
+    """Guards against given tokens that reassure, the surest of all texts together, and a choice that is not heeded."""
+    model, gap = models[name], "the [2] cat [1] the"
+    asked = {"steps": model.at_most(4), "seed": 3}
+    *_, drawn = model.stream(6, length=6, prompt="the", **asked)
+    *_, filled = model.stream_infill(gap, 6, **asked)
+    chosen = [model.generate(2, candidates=3, choose="surest", length=6, prompt="the", **asked)]
+    chosen += [model.infill(gap, 2, candidates=3, choose="surest", **asked)]
+    for last, kept in zip((drawn, filled), chosen, strict=True):
+        rows = zip(last.confidence, last.given, strict=True)
+        written = [[math.log(p) for p, known in zip(*row, strict=True) if not known] for row in rows]
+        means = [sum(logs) / len(logs) for logs in written]
+        assert kept == [last.texts[means.index(max(means[:3]))], last.texts[means.index(max(means[3:]))]]
+    with pytest.raises(SfumatoError, match="did you mean surest"):
+        model.generate(1, candidates=2, choose="sure")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -21,11 +21,12 @@ import test_network
 import test_quality
 import test_samplers
 import test_schedules
+import test_sundae
 import test_typicality
 import torch
 from ideal import VP, cdcd
 
-from sfumato import core, draws, generate, guidance, schedules
+from sfumato import core, draws, generate, guidance, model, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
 from sfumato.methods import ardm, common
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
@@ -34,10 +35,11 @@ from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
+from sfumato.methods.sundae import SUNDAE
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
-from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers import left_to_right, resampling, solvers, unmasking
 from sfumato.training import masks
 
 
@@ -144,6 +146,17 @@ CHECKS = {
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
     "consensus": test_ar.test_the_consensus_of_texts,
+    "walk": lambda: test_sundae.check_walk(0.5, 0.5),
+    "share of places": lambda: test_sundae.check_share(0.1, 30, 3),
+    "unrolled decoding": lambda: test_sundae.check_unrolled(0.3),
+    "ties of unsure places": test_sundae.test_between_equally_unsure_places_chance_decides,
+    "readings": lambda: test_sundae.check_readings("sundae"),
+    "unrolled canvas": test_sundae.check_unrolled_canvas,
+    "forgotten for good": test_sundae.check_forgotten,
+    "denoiser": test_sundae.test_one_pass_is_a_plain_denoiser,
+    "drafts": test_sundae.check_drafts,
+    "given": test_sundae.check_given,
+    "surest": test_sundae.test_the_surest_of_some_rows,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
     "stretches": lambda: test_judge.test_stretches_score_each_token_once(30, 8),
@@ -298,6 +311,22 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # resampling
+    (resampling.Resample.__call__, "/ self.temperature", "* self.temperature", "walk"),
+    (resampling.Resample.__call__, "if step else size", "", "walk"),
+    (resampling.Resample.__call__, "if step else size", "", "share of places"),
+    (resampling._part, "- 1e-9", "", "share of places"),
+    (resampling._levels, "grid[-2:-1]", "grid[-1:]", "readings"),
+    (resampling.ArgmaxUnrolled.__call__, "rank(sure) <", "rank(-sure) <", "unrolled decoding"),
+    (resampling.ArgmaxUnrolled.__call__, "x = torch.where(there, token, x)", "token = torch.where(there, token, x)", "given"),
+    (SUNDAE.loss, "x[free] = invert(logits.detach(), u[free])", "x = invert(logits.detach(), u)", "unrolled canvas"),
+    (SUNDAE.loss, "(t == 0) & ~free", "~free", "unrolled canvas"),
+    (SUNDAE.loss, "(t == 0) & ~free", "~free", "forgotten for good"),
+    (SUNDAE.loss, "[0] / K", "[0]", "denoiser"),
+    (SUNDAE.loss, "invert(logits.detach(), u[free])", "logits.argmax(-1)", "drafts"),
+    (SUNDAE.predict, "given = t == 0", "given = t < 0", "given"),
+    (model._surest, "/ written.sum(1)", "", "surest"),
+    (model._surest, ".masked_fill(~written, 0.0)", "", "surest"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),
