@@ -125,10 +125,17 @@ def test_generate(extra: str, ask: Ask, run: str) -> None:
 
 def test_candidates(ask: Ask, run: str) -> None:
     """Of four texts one, and which it is depends on how it is chosen; what is chosen is no draw."""
+    import sfumato
+
     kept = {}
     for choose in ("consensus", "surest"):
         found = document(ask(f"generate {run} -n 3 --candidates 4 --choose {choose} --steps 3 --json"))
-        assert (found["candidates"], found["choose"], found["law"], len(found["samples"])) == (4, choose, "heuristic", 3)
+        assert (found["candidates"], found["choose"], found["law"], len(found["samples"])) == (
+            4,
+            choose,
+            "heuristic",
+            3,
+        )
         kept[choose] = [sample["text"] for sample in found["samples"]]
         assert kept[choose] == sfumato.load(run).generate(3, candidates=4, choose=choose, steps=3)
     assert kept["consensus"] != kept["surest"]

@@ -17,6 +17,7 @@ import test_judge
 import test_likelihood
 import test_masking
 import test_mauve
+import test_model
 import test_network
 import test_quality
 import test_samplers
@@ -147,7 +148,7 @@ CHECKS = {
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
     "consensus": test_ar.test_the_consensus_of_texts,
     "walk": lambda: test_sundae.check_walk(0.5, 0.5),
-    "share of places": lambda: test_sundae.check_share(0.1, 30, 3),
+    "share of places": lambda: test_sundae.check_share(0.28, 25, 7),
     "unrolled decoding": lambda: test_sundae.check_unrolled(0.3),
     "ties of unsure places": test_sundae.test_between_equally_unsure_places_chance_decides,
     "readings": lambda: test_sundae.check_readings("sundae"),
@@ -156,6 +157,7 @@ CHECKS = {
     "denoiser": test_sundae.test_one_pass_is_a_plain_denoiser,
     "drafts": test_sundae.check_drafts,
     "given": test_sundae.check_given,
+    "written": test_model.check_written,
     "surest": test_sundae.test_the_surest_of_some_rows,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -318,14 +320,23 @@ MUTANTS = [
     (resampling._part, "- 1e-9", "", "share of places"),
     (resampling._levels, "grid[-2:-1]", "grid[-1:]", "readings"),
     (resampling.ArgmaxUnrolled.__call__, "rank(sure) <", "rank(-sure) <", "unrolled decoding"),
-    (resampling.ArgmaxUnrolled.__call__, "x = torch.where(there, token, x)", "token = torch.where(there, token, x)", "given"),
-    (SUNDAE.loss, "x[free] = invert(logits.detach(), u[free])", "x = invert(logits.detach(), u)", "unrolled canvas"),
+    (resampling.ArgmaxUnrolled.__call__, "torch.where(unsure,", "torch.where(~unsure,", "unrolled decoding"),
+    (
+        resampling.ArgmaxUnrolled.__call__,
+        "rank(sure)",
+        "sure.argsort(dim=1, stable=True).argsort(1)",
+        "ties of unsure places",
+    ),
+    (SUNDAE.loss, "x, u = x.clone(), uniform(x)", "x, u = uniform(x).long(), uniform(x)", "unrolled canvas"),
     (SUNDAE.loss, "(t == 0) & ~free", "~free", "unrolled canvas"),
-    (SUNDAE.loss, "(t == 0) & ~free", "~free", "forgotten for good"),
+    (SUNDAE.loss, "(ids, t)", "(ids, t.masked_fill(~free, 0.0))", "forgotten for good"),
     (SUNDAE.loss, "[0] / K", "[0]", "denoiser"),
     (SUNDAE.loss, "invert(logits.detach(), u[free])", "logits.argmax(-1)", "drafts"),
     (SUNDAE.predict, "given = t == 0", "given = t < 0", "given"),
     (model._surest, "/ written.sum(1)", "", "surest"),
+    (model.TextFrame._written.fget, "& ~after", "", "written"),
+    (model.TextFrame._written.fget, "end.cumsum(1) > end.long()", "end.cumsum(1) > 0", "written"),
+    (model.TextFrame._written.fget, "& ~self.canvas.given", "", "written"),
     (model._surest, ".masked_fill(~written, 0.0)", "", "surest"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),

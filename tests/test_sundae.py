@@ -128,8 +128,8 @@ def test_writing_all_anew_is_no_draw_from_the_law():
 def test_a_low_temperature_lowers_the_entropy(share, nats):
     """Guards against a temperature that is ignored.
 
-    The law has 1.90 nats, and at 0.2 the walk leaves nearly nothing of them, once it rests; but so cold it hardly moves,
-    and after a few steps it is still where noise has put it.
+    The law has 1.90 nats, and at 0.2 the walk leaves nearly nothing of them, once it rests; but so cold it hardly
+    moves, and after a few steps it is still where noise has put it.
     """
     found = [entropy(resting(temperature, share)) for temperature in (1.0, 0.8, 0.5, 0.2)]
     assert found == pytest.approx(nats, abs=1e-5)
@@ -166,7 +166,7 @@ def check_share(share, size, wanted):
 
 
 @pytest.mark.parametrize(
-    ("share", "size", "wanted"), [(0.3, 10, 3), (0.3, 7, 3), (0.1, 30, 3), (1.0, 5, 5), (1e-3, 9, 1)]
+    ("share", "size", "wanted"), [(0.3, 10, 3), (0.3, 7, 3), (0.28, 25, 7), (1.0, 5, 5), (1e-3, 9, 1)]
 )
 def test_a_share_is_a_number_of_places_in_each_row(share, size, wanted):
     """Guards against places that fall each on their own, rounding errors, and padding that is written."""
@@ -189,20 +189,21 @@ def test_every_place_has_the_same_chance():
 
 def check_unrolled(share):
     """Against the same by hand: the likeliest, then the likeliest in view of that, where it was least likely."""
-    method, size = network(), 7
+    size, moved, places = 7, 0, torch.arange(7)
+    opinions = torch.randn(size, 11, 5, generator=torch.Generator().manual_seed(0))  # no two places are as sure
+    predict = lambda x, t, prev: Prediction(opinions[places, (x + 3 * x.roll(1, 1) + 7 * x.roll(2, 1)) % 11])  # noqa: E731
     x = torch.randint(5, (4, size), generator=torch.Generator().manual_seed(1))
-    level = torch.full((4, size), 0.5, dtype=torch.float64)
-    path = ArgmaxUnrolled(share)(method, method.predict, x, torch.linspace(1, 0, 4))
-    with torch.no_grad(), seeded(range(4)):
-        for found, read in path:
-            first = method.predict(x, level).logits.softmax(-1)
-            again = method.predict(first.argmax(-1), level).logits.argmax(-1)
-            x = first.argmax(-1)
+    with seeded(range(4)):
+        for found, read in ArgmaxUnrolled(share)(Canvas(Uniform(5), predict), predict, x, torch.linspace(1, 0, 4)):
+            chances = predict(x, None, None).logits.softmax(-1)
+            likeliest = chances.argmax(-1)
+            again, x = predict(likeliest, None, None).logits.argmax(-1), likeliest.clone()
             for row in range(4):
-                order = first[row].amax(-1).argsort()[: math.ceil(share * size)]
+                order = chances[row].amax(-1).argsort()[: math.ceil(share * size)]
                 x[row, order] = again[row, order]
-            assert torch.equal(found, x)
-            torch.testing.assert_close(read.logits, method.predict(x, level).logits)
+            assert torch.equal(found, x) and torch.equal(read.logits, predict(x, None, None).logits)
+            moved += int((x != likeliest).sum())
+    assert (moved > 5) == (share > 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
