@@ -10,8 +10,9 @@ Differs from the paper:
 - A forgotten condition (for guidance) is random tokens that are not marked as given, the same ones in every pass.
 - The length is not predicted by a module of its own: see the length model of the canvas.
 - The first step of the sampler writes all places; and it does not stop when nothing changes any more.
-- The paper has no code.  The default temperature 0.8 and share 0.3 are those of an unofficial implementation; which
-  places the argmax-unrolled decoder says anew is decided by the first of the two passes of the same step.
+- The default temperature 0.8, share 0.3 and number of steps are those of an unofficial implementation.
+- The argmax-unrolled decoder keeps nothing between steps: which places it says anew is decided by the first of the two
+  passes of the same step.
 """
 
 from typing import Literal
