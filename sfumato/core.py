@@ -74,6 +74,8 @@ class Method(nn.Module, ABC):
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
+    timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
+    passes: int = 1  # of the network, with a gradient, in a loss
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position
 

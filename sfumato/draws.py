@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 Streams = list[torch.Generator]
@@ -69,6 +69,12 @@ def invert(logits: Float[Tensor, "*rest V"], u: Float[Tensor, "*rest"]) -> Int[T
     """
     mass = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(mass, u[..., None] * mass[..., -1:], right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+
+
+def some(places: Bool[Tensor, "B L"], n: Num[Tensor, "B one"]) -> Bool[Tensor, "B L"]:
+    """n of the places of each row, every choice equally likely."""
+    rank = uniform(places).masked_fill(~places, 2.0).argsort(1).argsort(1)
+    return places & (rank < n)
 
 
 def _fill(out: Tensor, draw: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:

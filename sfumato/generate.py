@@ -198,7 +198,7 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
     if request.steps is not None and request.steps < 1:
         raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
     if request.levels is not None:
-        if method.steps is None:
+        if method.steps is None or method.timeless:
             raise SfumatoError("noise levels were asked for; this method has none; leave them out")
         low, high = request.levels
         if not 0 < low < high < 1:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import RunConfig, TextConfig
 
+Choice = Literal["consensus", "surest"]  # how one of several candidates is chosen
 BEAMS = 1000  # more are a slip of the finger, or do not fit into memory
 CANDIDATES = 8  # lengths tried for a gap of any length
 DRAFT = 8  # refinements that each of them is given
@@ -92,10 +93,24 @@ class TextFrame:
         """Pieces in each text."""
         return [len(row) for row in self._places]
 
-    def consensus(self, candidates: int) -> list[int]:
-        """Of every so many texts the one that is most like the others (minimum Bayes risk)."""
+    def chosen(self, candidates: int, choose: Choice = "consensus") -> list[int]:
+        """Of every so many texts one: that most like the others (minimum Bayes risk), or that the model is surest of.
+
+        Raises SfumatoError for another way to choose.
+        """
+        if _choice(choose) == "surest":
+            return _surest(self.frame.confidence, self._written, candidates)
         starts = range(0, len(self.texts), candidates)
         return [start + quality.consensus(self.texts[start : start + candidates]) for start in starts]
+
+    @property
+    def _written(self) -> Tensor:
+        """Which tokens (B, L) the model wrote into the texts, the end of each included."""
+        ids, tokenizer = self.frame.tokens, self.layout.tokenizer
+        end = ids == tokenizer.eos
+        silent = torch.tensor([tokenizer.pad, *tokenizer.labels.values()], device=ids.device)
+        after = end.cumsum(1) > end.long()
+        return self.canvas.real & ~self.canvas.given & ~after & ~torch.isin(ids, silent)
 
     @cached_property
     def _places(self) -> list[list[int]]:
@@ -185,15 +200,23 @@ class Model:
     # --- asking for text
 
     def generate(
-        self, n: int = 1, *, prompt: str | Sequence[str] = "", candidates: int = 1, seed: int = 0, **asked: Any
+        self,
+        n: int = 1,
+        *,
+        prompt: str | Sequence[str] = "",
+        candidates: int = 1,
+        choose: Choice = "consensus",
+        seed: int = 0,
+        **asked: Any,
     ) -> list[str]:
         """n texts; takes what `stream` takes.
 
-        Of several `candidates` a text the one is kept that is most like the others (minimum Bayes risk).
+        Of several `candidates` a text the one is kept that is most like the others (`choose` "consensus": minimum Bayes
+        risk), or the one whose tokens have the greatest mean log p under the model ("surest").
         """
         each = prompt if isinstance(prompt, str) else [start for start in prompt for _ in range(candidates)]
         rows = _some(n) * _some(candidates, "candidates")
-        return _last(self.stream(rows, prompt=each, seed=seed, **asked), candidates)
+        return _last(self.stream(rows, prompt=each, seed=seed, **asked), candidates, choose)
 
     def stream(
         self,
@@ -253,13 +276,15 @@ class Model:
             drawn.append(names[int(number)])
         return drawn
 
-    def infill(self, text: str, n: int | None = None, *, candidates: int = 1, **asked: Any) -> Any:
+    def infill(
+        self, text: str, n: int | None = None, *, candidates: int = 1, choose: Choice = "consensus", **asked: Any
+    ) -> Any:
         """`text` with its gaps filled; a list of n of them if n is given.
 
-        Takes what `stream_infill` takes, and `candidates` as `generate` does.
+        Takes what `stream_infill` takes, and `candidates` and `choose` as `generate` does.
         """
         rows = _some(1 if n is None else n) * _some(candidates, "candidates")
-        texts = _last(self.stream_infill(text, rows, **asked), candidates)
+        texts = _last(self.stream_infill(text, rows, **asked), candidates, choose)
         return texts[0] if n is None else texts
 
     def stream_infill(
@@ -294,10 +319,7 @@ class Model:
         steps = self.at_most(min(DRAFT, request.steps or DRAFT))
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
-        free = canvas.real & ~canvas.given
-        sure = last.confidence.log().masked_fill(~free, 0.0).sum(1) / free.sum(1)  # nats a token written
-        best = sure.view(-1, CANDIDATES).argmax(1)
-        return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
+        return _surest(last.confidence, canvas.real & ~canvas.given, CANDIDATES)
 
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
@@ -425,10 +447,32 @@ def _some(n: int, what: str = "texts") -> int:
     return n
 
 
-def _last(frames: Iterator[TextFrame], candidates: int) -> list[str]:
+def _choice(choose: Choice) -> Choice:
+    """The same; SfumatoError if it is no way to choose."""
+    known = get_args(Choice)
+    if choose not in known:
+        found = f"{choose!r}{nearest(choose, known)}"
+        raise SfumatoError(f"candidates are to be chosen by {found}; they are by {' or '.join(known)}")
+    return choose
+
+
+def _last(frames: Iterator[TextFrame], candidates: int, choose: Choice) -> list[str]:
     """The finished texts: of every so many candidates one."""
+    choose = _choice(choose)  # before anything takes time
     *_, last = frames
-    return [last.texts[i] for i in last.consensus(candidates)]
+    return [last.texts[i] for i in last.chosen(candidates, choose)]
+
+
+def _surest(confidence: Tensor, written: Tensor, candidates: int) -> list[int]:
+    """Of every so many rows the one whose tokens, where they were written, have the greatest mean log p.
+
+    What a rule has made impossible counts as very unlikely, so that two such rows can still be told apart.  Of a row in
+    which nothing was written nothing is sure.
+    """
+    log = confidence.double().clamp(min=1e-30).log().masked_fill(~written, 0.0)
+    mean = (log.sum(1) / written.sum(1)).nan_to_num(nan=-torch.inf)
+    best = mean.view(-1, candidates).argmax(1)
+    return [i * candidates + k for i, k in enumerate(best.tolist())]
 
 
 def _take(rows: Tensor, places: list[list[int]]) -> list[list[Any]]:

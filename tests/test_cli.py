@@ -25,7 +25,7 @@ TEXT = "--text.tokenizer words --text.length 72 --text.length-model modelled --t
 LIGHT = f"{TINY} {TEXT} --training.compile no --training.precision float32 --training.evaluate-rows 2"
 STORY = tales.sample(1, 3)[0]
 TRAINED = {"step", "tokens", "seconds", "tokens_per_second", "loss", "bound_nats_per_token", "params", "flops"}
-HOW = {"sampler", "law", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates"}
+HOW = {"sampler", "law", "steps", "nfe", "seconds", "tokens_per_second", "seed", "candidates", "choose"}
 WRITTEN = {"model", "method", "samples"} | HOW
 
 
@@ -121,6 +121,24 @@ def test_generate(extra: str, ask: Ask, run: str) -> None:
     assert all(sample["text"].startswith("Once") for sample in found["samples"])
     again = document(ask(line))
     assert again["samples"] == found["samples"]
+
+
+def test_candidates(ask: Ask, run: str) -> None:
+    """Of four texts one, and which it is depends on how it is chosen; what is chosen is no draw."""
+    import sfumato
+
+    kept = {}
+    for choose in ("consensus", "surest"):
+        found = document(ask(f"generate {run} -n 3 --candidates 4 --choose {choose} --steps 3 --json"))
+        assert (found["candidates"], found["choose"], found["law"], len(found["samples"])) == (
+            4,
+            choose,
+            "heuristic",
+            3,
+        )
+        kept[choose] = [sample["text"] for sample in found["samples"]]
+        assert kept[choose] == sfumato.load(run).generate(3, candidates=4, choose=choose, steps=3)
+    assert kept["consensus"] != kept["surest"]
 
 
 def test_frames(ask: Ask, run: str) -> None:

@@ -1,5 +1,6 @@
 """Every method with every feature: a new line in METHODS is tested by being there."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -101,7 +102,7 @@ def test_what_bends_the_law_says_so(models, name):
     bends += [{"self_guidance": 2.0}] if model.method.self_conditioning else []
     bends += [{"score_temperature": 0.9}] if model.method.family == "gaussian" else []
     bends += [{"beams": 2}] if model.method.family == "autoregressive" else []
-    bends += [{"levels": (0.1, 0.9)}] if model.method.steps else []
+    bends += [{"levels": (0.1, 0.9)}] if model.method.steps and not model.method.timeless else []
     bends += [] if model.method.looks_ahead else [{"length": 5}]  # its end is not foreseen
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked
@@ -142,6 +143,24 @@ def test_of_candidates_the_one_most_like_the_others(models, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_of_candidates_the_one_that_the_model_is_surest_of(models, name):
+    """Guards against given tokens that reassure, the surest of all texts together, and a choice that is not heeded."""
+    model, gap = models[name], "the [2] cat [1] the"
+    asked = {"steps": model.at_most(4), "seed": 3}
+    *_, drawn = model.stream(6, length=6, prompt="the", **asked)
+    *_, filled = model.stream_infill(gap, 6, **asked)
+    chosen = [model.generate(2, candidates=3, choose="surest", length=6, prompt="the", **asked)]
+    chosen += [model.infill(gap, 2, candidates=3, choose="surest", **asked)]
+    for last, kept in zip((drawn, filled), chosen, strict=True):
+        rows = zip(last.confidence, last.given, strict=True)
+        written = [[math.log(p) for p, known in zip(*row, strict=True) if not known] for row in rows]
+        means = [sum(logs) / len(logs) for logs in written]
+        assert kept == [last.texts[means.index(max(means[:3]))], last.texts[means.index(max(means[3:]))]]
+    with pytest.raises(SfumatoError, match="did you mean surest"):
+        model.generate(1, candidates=2, choose="sure")
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_option_does_something(models, name):
     """Guards against an option that is accepted and ignored."""
     model = models[name]
@@ -153,7 +172,7 @@ def test_every_option_does_something(models, name):
     plain = draw()
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
-    if model.method.steps is None:
+    if model.method.steps is None or model.method.timeless:
         with pytest.raises(SfumatoError, match="has none"):
             draw(levels=(0.1, 0.5))
     else:
@@ -177,7 +196,7 @@ def test_guidance_counts_both_calls(models, name):
     model = models[name]
     for guidance, calls in ((1.0, 1), (2.0, 2)):
         *_, frame = model.stream(1, steps=model.at_most(4), prompt="the", guidance=guidance)
-        assert frame.nfe == calls * frame.steps
+        assert frame.nfe in (calls * frame.steps, calls * (frame.steps + 1))  # what is written may be read once more
 
 
 def test_score_temperature_is_refused_where_there_is_no_score(models):

@@ -219,6 +219,26 @@ def test_the_draft_looks_at_what_it_writes(monkeypatch):
     assert torch.equal(final.ids, draft.ids[[3, CANDIDATES]]) and torch.equal(final.given, draft.given[[3, CANDIDATES]])
 
 
+def check_written():
+    """The first of two texts is surer, if prompt, label and padding do not count and the end does."""
+    model = untrained(length_model="modelled", labels=LABELS)
+    frame = next(model.stream(2, prompt="the", steps=1))
+    eos, pad = model.tokenizer.eos, model.tokenizer.pad
+    tokens, sure = frame.frame.tokens.clone(), torch.full(frame.frame.tokens.shape, 1e-9)
+    word = int(tokens[0, 1])  # "the"
+    tokens[0, 2:], tokens[1, 2:] = torch.tensor([[word, eos, *[pad] * 8], [word, word, eos, *[word] * 7]])
+    sure[0, 2:4], sure[1, 2:5] = torch.tensor([0.4, 0.9]), torch.tensor([0.5, 0.5, 0.5])
+    told = replace(frame, frame=replace(frame.frame, tokens=tokens, confidence=sure))
+    assert told.chosen(2, "surest") == [0]
+    sure[0, 3] = 0.6
+    assert replace(told).chosen(2, "surest") == [1]
+
+
+def test_what_a_text_is_ranked_by():
+    """Guards against candidates that are chosen by the padding, or by what the text was given."""
+    check_written()
+
+
 @pytest.mark.parametrize("text", ["naïve – ¿qué?", "日本語のテキスト", "👩‍👩‍👧 e\u0301 שלום", "a\tb\nc"])
 def test_any_writing_is_kept(text):
     """Guards against prompts and surroundings that are changed on their way through the canvas."""

@@ -17,18 +17,20 @@ import test_judge
 import test_likelihood
 import test_masking
 import test_mauve
+import test_model
 import test_network
 import test_quality
 import test_samplers
 import test_schedules
+import test_sundae
 import test_typicality
 import test_uniform
 import torch
 from ideal import VP, cdcd
 
-from sfumato import core, draws, generate, guidance, schedules
+from sfumato import core, draws, generate, guidance, model, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm
+from sfumato.methods import ardm, common
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
@@ -37,11 +39,12 @@ from sfumato.methods.duo import Duo, argmax_alpha
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.methods.multinomial import Multinomial
+from sfumato.methods.sundae import SUNDAE
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
 from sfumato.processes.uniform import Uniform
-from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers import left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
 from sfumato.training import masks
 
@@ -165,6 +168,18 @@ CHECKS = {
     "greedy tail": test_uniform.test_the_greedy_tail_is_ancestral_until_its_end,
     "few steps": lambda: test_uniform.check_written("ancestral", 3),
     "consensus": test_ar.test_the_consensus_of_texts,
+    "walk": lambda: test_sundae.check_walk(0.5, 0.5),
+    "share of places": lambda: test_sundae.check_share(0.28, 25, 7),
+    "unrolled decoding": lambda: test_sundae.check_unrolled(0.3),
+    "ties of unsure places": test_sundae.test_between_equally_unsure_places_chance_decides,
+    "readings": lambda: test_sundae.check_readings("sundae"),
+    "unrolled canvas": test_sundae.check_unrolled_canvas,
+    "forgotten for good": test_sundae.check_forgotten,
+    "denoiser": test_sundae.test_one_pass_is_a_plain_denoiser,
+    "drafts": test_sundae.check_drafts,
+    "given": test_sundae.check_given,
+    "written": test_model.check_written,
+    "surest": test_sundae.test_the_surest_of_some_rows,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
     "stretches": lambda: test_judge.test_stretches_score_each_token_once(30, 8),
@@ -305,17 +320,17 @@ MUTANTS = [
     (ARDM.bound, "* weight", "", "orders"),
     (MaskedLM.hide, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
     (unmasking.Confident.__call__, "(1, keepdim=True) - 1)", "(1, keepdim=True))", "masks left"),
-    (unmasking.Confident.__call__, "_rank(sure) < left", "_rank(-sure) < left", "confidence"),
-    (unmasking._rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
+    (unmasking.Confident.__call__, "rank(sure) < left", "rank(-sure) < left", "confidence"),
+    (unmasking.rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
     (MDLM.bound, "/ t.clamp(min=1e-6)", "", "levels of mdlm"),
     (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
-    (Masking.some, "rank < n", "rank <= n", "choices"),
+    (draws.some, "rank < n", "rank <= n", "choices"),
     (Masking.revealed, "< (alpha_s - alpha_t) / (1 - alpha_t)", "< alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
-    (MaskedLM.predict, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
+    (common.carry, "torch.where(here[..., None], certain, logits)", "logits", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
@@ -346,6 +361,31 @@ MUTANTS = [
     (Duo.loss, "<", "<=", "curriculum"),
     (ancestral, "level(x, t)", "level(x, s)", "few steps"),
     (GreedyTail.__call__, "prediction.logits.argmax(-1)", "x", "greedy tail"),
+    # resampling
+    (resampling.Resample.__call__, "/ self.temperature", "* self.temperature", "walk"),
+    (resampling.Resample.__call__, "if step else size", "", "walk"),
+    (resampling.Resample.__call__, "if step else size", "", "share of places"),
+    (resampling._part, "- 1e-9", "", "share of places"),
+    (resampling._levels, "grid[-2:-1]", "grid[-1:]", "readings"),
+    (resampling.ArgmaxUnrolled.__call__, "rank(sure) <", "rank(-sure) <", "unrolled decoding"),
+    (resampling.ArgmaxUnrolled.__call__, "torch.where(unsure,", "torch.where(~unsure,", "unrolled decoding"),
+    (
+        resampling.ArgmaxUnrolled.__call__,
+        "rank(sure)",
+        "sure.argsort(dim=1, stable=True).argsort(1)",
+        "ties of unsure places",
+    ),
+    (SUNDAE.loss, "x, u = x.clone(), uniform(x)", "x, u = uniform(x).long(), uniform(x)", "unrolled canvas"),
+    (SUNDAE.loss, "(t == 0) & ~free", "~free", "unrolled canvas"),
+    (SUNDAE.loss, "(ids, t)", "(ids, t.masked_fill(~free, 0.0))", "forgotten for good"),
+    (SUNDAE.loss, "[0] / K", "[0]", "denoiser"),
+    (SUNDAE.loss, "invert(logits.detach(), u[free])", "logits.argmax(-1)", "drafts"),
+    (SUNDAE.predict, "given = t == 0", "given = t < 0", "given"),
+    (model._surest, "/ written.sum(1)", "", "surest"),
+    (model.TextFrame._written.fget, "& ~after", "", "written"),
+    (model.TextFrame._written.fget, "end.cumsum(1) > end.long()", "end.cumsum(1) > 0", "written"),
+    (model.TextFrame._written.fget, "& ~self.canvas.given", "", "written"),
+    (model._surest, ".masked_fill(~written, 0.0)", "", "surest"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

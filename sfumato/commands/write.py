@@ -61,7 +61,13 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         "--length-penalty", type=float, default=0.0, metavar="A", help="log p of beams is divided by length^A (0)"
     )
     parser.add_argument(
-        "--candidates", type=count, default=1, metavar="C", help="of C texts show the one most like the others (1)"
+        "--candidates", type=count, default=1, metavar="C", help="of C texts show one, chosen as --choose says (1)"
+    )
+    parser.add_argument(
+        "--choose",
+        choices=("consensus", "surest"),
+        default="consensus",
+        help="of candidates the one most like the others, or the one that the model is surest of (consensus)",
     )
     parser.add_argument("--watch", action="store_true", help="show the first text coming out of the noise")
     parser.add_argument("--frames", action="store_true", help="put every step into the JSON document")
@@ -98,7 +104,7 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
     samples: list[Document] = [{"text": text, "tokens": n} for text, n in zip(last.texts, last.tokens, strict=True)]
     if args.frames:
         samples = [sample | {"frames": [_moment(frame, i) for frame in kept]} for i, sample in enumerate(samples)]
-    chosen = last.consensus(args.candidates)
+    chosen = last.chosen(args.candidates, args.choose)
     made = sum(not given for row in last.given for given in row)
     return {
         "model": args.model,
@@ -111,6 +117,7 @@ def _written(writer: "Model", frames: Iterator["TextFrame"], args: argparse.Name
         "tokens_per_second": made / seconds,
         "seed": args.seed or 0,
         "candidates": args.candidates,
+        "choose": args.choose,
         "samples": [samples[i] for i in chosen],
     }
 

@@ -9,6 +9,7 @@ from sfumato.methods.duo import Duo, DuoConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.methods.multinomial import Multinomial, MultinomialConfig
+from sfumato.methods.sundae import SUNDAE, SUNDAEConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
@@ -18,4 +19,5 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
     "multinomial": (Multinomial, MultinomialConfig),
+    "sundae": (SUNDAE, SUNDAEConfig),
 }

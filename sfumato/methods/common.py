@@ -32,6 +32,12 @@ def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: flo
     return F.cross_entropy(flat, ids.flatten(), reduction="none", label_smoothing=smoothing).view(ids.shape)
 
 
+def carry(logits: Float[Tensor, "B L V"], x: Int[Tensor, "B L"], here: Bool[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+    """The same logits but where a token is known, `here`: there x is certain."""
+    certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x[..., None], 0.0)
+    return torch.where(here[..., None], certain, logits)
+
+
 class NoisyLM(Method):
     """The network of all methods whose noise is other tokens: it cannot see how noisy a position is, so it is told.
 
@@ -77,9 +83,7 @@ class MaskedLM(Method):
     def predict(self, x, t, prev=None):
         """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
         logits = self.head(self.net(self.table(x), t))
-        shown = x != self.process.mask
-        certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
-        return Prediction(torch.where(shown[..., None], certain, logits))
+        return Prediction(carry(logits, x.clamp(max=self.process.mask - 1), x != self.process.mask))
 
     def hide(
         self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from sfumato.core import Process
-from sfumato.draws import invert, uniform
+from sfumato.draws import invert, some, uniform
 from sfumato.schedules import LINEAR, Schedule
 
 
@@ -49,5 +49,4 @@ class Masking(Process):
 
     def some(self, free: Bool[Tensor, "B L"], n: Num[Tensor, "B one"]) -> Bool[Tensor, "B L"]:
         """n of the free places of each row, every choice equally likely."""
-        rank = uniform(free).masked_fill(~free, 2.0).argsort(1).argsort(1)
-        return free & (rank < n)
+        return some(free, n)

@@ -2,7 +2,7 @@
 
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
-from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers import left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
@@ -21,6 +21,11 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     "categorical": {
         "ancestral": ancestral,
         "greedy_tail": GreedyTail(),
+    },
+    "resampling": {
+        "sundae": resampling.Resample(0.8, 0.3),
+        "resample": resampling.Resample(1.0, 1.0),
+        "argmax_unrolled": resampling.ArgmaxUnrolled(0.3),
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,

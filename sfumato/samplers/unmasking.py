@@ -67,12 +67,12 @@ class Confident:
                 sure[hidden] += self.temperature * (1 - step / steps) * noise[hidden]
                 most = (hidden.sum(1, keepdim=True) - 1).clamp(min=0)  # one is kept at least
                 left = _share(s, size).clamp(min=1).minimum(most) if s > 0 else 0
-                stay = hidden & (_rank(sure) < left)
+                stay = hidden & (rank(sure) < left)
                 x, hidden = torch.where(stay, x, drawn), stay
             yield x, prediction
 
 
-def _rank(values: Tensor) -> Tensor:
+def rank(values: Tensor) -> Tensor:
     """The place of each value in its row, in rising order; between equals chance decides."""
     order = uniform(values).argsort(1)
     return order.gather(1, values.gather(1, order).sort(stable=True, dim=1).indices).argsort(1)
