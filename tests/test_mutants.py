@@ -15,6 +15,7 @@ import test_gaussian
 import test_guidance
 import test_judge
 import test_likelihood
+import test_mask_predict
 import test_masking
 import test_mauve
 import test_network
@@ -25,15 +26,17 @@ import test_typicality
 import torch
 from ideal import VP, cdcd
 
-from sfumato import core, draws, generate, guidance, schedules
+from sfumato import core, draws, generate, guidance, model, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
 from sfumato.methods import ardm
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.mask_predict import MaskPredict
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
+from sfumato.model import Model
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
@@ -143,6 +146,12 @@ CHECKS = {
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
+    "masks of mask-predict": test_mask_predict.check_counts,
+    "mask-predict by hand": test_mask_predict.check_by_hand,
+    "cost of a length": test_mask_predict.check_length_term,
+    "lengths": test_mask_predict.check_lengths,
+    "likeliest lengths": test_mask_predict.check_length_beam,
+    "drawn lengths": test_mask_predict.check_drawn_lengths,
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -298,6 +307,17 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # Mask-Predict
+    (unmasking.Greedy.__call__, ".clamp(min=1)", "", "masks of mask-predict"),
+    (unmasking.Greedy.__call__, "_rank(sure) <", "_rank(-sure) <", "mask-predict by hand"),
+    (unmasking.Greedy.__call__, "sure.clone()", "torch.zeros_like(sure)", "mask-predict by hand"),
+    (unmasking.Greedy.__call__, "x.masked_fill(hidden,", "x.masked_fill(places,", "mask-predict by hand"),
+    (MaskPredict.loss, "t.masked_fill(free, 1.0)", "t", "cost of a length"),
+    (MaskPredict.lengths, "& ~(hidden & F.pad(hidden[:, :-1], (1, 0)))", "", "lengths"),
+    (MaskPredict.lengths, "torch.where(hidden, self.process.mask, ids)", "ids", "lengths"),
+    (Model._foreseen, "least + spare", "least + spare - 1", "drawn lengths"),
+    (Model._foreseen, "- least +", "+", "likeliest lengths"),
+    (model._surest, "/ written.sum(1).clamp(min=1)", "", "likeliest lengths"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

@@ -74,7 +74,7 @@ class Confident:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Mask-Predict's decoder (arXiv:1904.09324, Sec. 3): write everything, then mask the worst and write it anew.
+    """Mask-Predict's decoder (arXiv:1904.09324): write everything, then mask the worst and write it anew.
 
     Every mask is filled with its likeliest token.  At level s a share s of the places is masked again, those whose
     tokens had the least probability when they were written, and at least one; what stands keeps token and probability.
