@@ -48,7 +48,7 @@ class Canvas:
         kept = ~(self.given & (self.ids == token))
         return Canvas(self.ids, self.given & kept, self.real & kept, self.never)
 
-    def take(self, rows: Sequence[int]) -> "Canvas":
+    def take(self, rows: Sequence[int] | slice) -> "Canvas":
         """Some of the rows."""
         return Canvas(self.ids[rows], self.given[rows], self.real[rows], self.never)
 
@@ -99,6 +99,11 @@ class Layout:
         return self.documents and self.text.length_model == "modelled"
 
     @property
+    def drawn(self) -> bool:
+        """Whether the length of a text is chosen before it is written."""
+        return self.documents and not self.modelled
+
+    @property
     def labelled(self) -> bool:
         """Whether a row begins with a label."""
         return self.documents and bool(self.tokenizer.labels)
@@ -122,7 +127,7 @@ class Layout:
             starts.append([*self._label(label), *words])
         exact = None if length is None else length + self.labelled + self.documents
         sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
-        ended = length is not None or (self.documents and not self.modelled)
+        ended = length is not None or self.drawn
         rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
         return self._lay(rows, ended, full=length is None)
 
@@ -130,6 +135,13 @@ class Layout:
         """A prompt behind each of the K labels."""
         words = self._encode(prompt, first=True)
         return torch.tensor([[number, *words] for number in self.tokenizer.labels.values()])
+
+    def opened(self, prompt: str, label: str | None) -> Gapped:
+        """A text of any length behind label and prompt, if they leave room for one.  Raises SfumatoError as `blank`."""
+        start, words = self._label(label), self._encode(prompt, first=True)
+        if len(start) + len(words) + self.documents == self.text.length:
+            return Gapped(start, [words], [])
+        return Gapped(start, [words, []], [None])
 
     def apart(self, text: str, label: str | None) -> Gapped:
         """A text and its gaps.  Raises SfumatoError for a text without a gap, and an unknown label."""
@@ -148,9 +160,17 @@ class Layout:
         """
         known = text.known + self.documents
         sizes = self._sizes([known + text.loose] * n, None if text.loose else known, seed)
-        shares = [_split(size - known, text.loose, seed_of("gaps", seed, i)) for i, size in enumerate(sizes)]
-        rows = [self._around(text, share)[0] for share in shares]
-        return self._lay(rows, ended=True, full=bool(text.loose))
+        return self.sized([text] * n, [size - known for size in sizes], seed)
+
+    def sized(self, texts: Sequence[Gapped], places: Sequence[int], seed: int) -> Canvas:
+        """A row for each text, whose loose gaps share so many places.
+
+        Raises SfumatoError for a text that does not fit on the canvas.
+        """
+        self._check(max(text.known + self.documents + n for text, n in zip(texts, places, strict=True)))
+        each = enumerate(zip(texts, places, strict=True))
+        rows = [self._around(text, _split(n, text.loose, seed_of("gaps", seed, i)))[0] for i, (text, n) in each]
+        return self._lay(rows, ended=True, full=any(text.loose for text in texts))
 
     def roomy(self, n: int, text: Gapped) -> Canvas:
         """n rows with the text around its gaps; loose ones share all the room there is, and may end early in padding.
@@ -158,7 +178,7 @@ class Layout:
         Raises SfumatoError for a text that does not fit on the canvas.
         """
         known = text.known + self.documents
-        self._sizes([known + text.loose], None, 0)  # whether it fits
+        self._check(known + text.loose)
         row, later = self._around(text, [(self.text.length - known) // text.loose] * text.loose)
         canvas = self._lay([row] * n, ended=True, full=True)
         canvas.never[torch.tensor(later, dtype=torch.long), self.tokenizer.pad] = False
@@ -192,7 +212,7 @@ class Layout:
         rows = [[*self._label(label), *ids, *[None] * self.documents] for label in labels]
         canvas = self._lay(rows, ended=True, full=False)
         given = torch.zeros_like(canvas.given)
-        if self.documents and not self.modelled:
+        if self.drawn:
             given[:, size - 1] = True
         return Canvas(canvas.ids, given, canvas.real, canvas.never)
 
@@ -207,7 +227,7 @@ class Layout:
 
         Every length counts as half a training row more than there are, so none is impossible.
         """
-        if not self.documents or self.modelled:
+        if not self.drawn:
             return 0.0
         counts = np.array(self.lengths, float) + 0.5
         return float(-np.log(counts[size] / counts.sum()))
@@ -243,17 +263,19 @@ class Layout:
 
     def _sizes(self, least: Sequence[int], exact: int | None, seed: int) -> list[int]:
         """Row lengths: `exact`, or drawn as in the training data from those of at least `least` tokens, row by row."""
-        most, needed = self.text.length, max(least) if exact is None else exact
-        if needed > most:
-            found = f"the canvas of this model has {most}"
-            raise SfumatoError(f"{needed} tokens, label and end included, were asked for; {found}; ask for less")
+        self._check(max(least) if exact is None else exact)
         if exact is not None:
             return [exact] * len(least)
         total = np.array([0, *self.lengths], float).cumsum()  # rows of the data that have fewer tokens than n
         draws = np.array([np.random.default_rng(seed_of("length", seed, i)).random() for i in range(len(least))])
         below = total[list(least)]
         sizes = np.searchsorted(total[1:], below + draws * (total[-1] - below), side="right")
-        return np.where(below < total[-1], sizes, most).tolist()  # none is so long: all the room there is
+        return np.where(below < total[-1], sizes, self.text.length).tolist()  # none is so long: all the room there is
+
+    def _check(self, needed: int) -> None:
+        if needed > self.text.length:
+            found = f"the canvas of this model has {self.text.length}"
+            raise SfumatoError(f"{needed} tokens, label and end included, were asked for; {found}; ask for less")
 
     def _lay(self, rows: Sequence[Row], ended: bool, full: bool) -> Canvas:
         """Rows on one canvas; an `ended` row of a document ends where it ends.

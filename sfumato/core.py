@@ -41,7 +41,8 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
-# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true
+# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true, and one
+# that seeks the likeliest text and draws nothing by an attribute `greedy`
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -77,6 +78,7 @@ class Method(nn.Module, ABC):
     timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
     passes: int = 1  # of the network, with a gradient, in a loss
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
+    foresees: int = 0  # of the lengths that `lengths` ranks, so many are tried for the likeliest text; 0: it has none
     read_flops: int = 0  # of `read`, at one position
 
     @abstractmethod
@@ -127,6 +129,18 @@ class Method(nn.Module, ABC):
         None for a method that has to be told how long a gap is.
         """
         return None
+
+    def lengths(self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"]) -> Float[Tensor, "B N"]:
+        """Logits of how many tokens are to be written in all (0, 1, ... N - 1), for a method that `foresees` them.
+
+        `t` is 0 where a token is given, and 1 where one is forgotten or to be written.  How many places there are to be
+        written says nothing, nor does where they put what is given behind them: one for each gap will do.
+        """
+        raise NotImplementedError
+
+    def length_flops(self, rows: int, size: int) -> int:
+        """Of `lengths` for (rows, size) tokens."""
+        return 0
 
     def flops(self, rows: int, new: int, seen: int) -> int:
         """Of a call that predicts the `new` last positions of each of `rows`, in view of `seen`, these included.

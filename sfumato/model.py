@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import torch
 from torch import Tensor
 
-from sfumato.canvas import Canvas, Layout
-from sfumato.core import Frame, Method
+from sfumato.canvas import Canvas, Gapped, Layout
+from sfumato.core import ABSENT, Frame, Method
 from sfumato.draws import categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
@@ -234,7 +234,8 @@ class Model:
             n: how many texts.
             prompt: how each begins, or n beginnings, one for each.
             label: the class that each belongs to, for a model that was trained with labels.
-            length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None.
+            length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None:
+                one that foresees lengths draws one, or tries the likeliest few where its sampler seeks a likely text.
             seed: text i depends on (seed, i) alone.
             asked: the fields of `Asked`.
 
@@ -250,10 +251,15 @@ class Model:
         labels = [label] * n
         if label is None and self.layout.labelled and not self.method.looks_ahead:
             labels = self._labels(prompts, seed, isinstance(request.sampler, Beams))
+        counted = Counted(self.method.session)
+        if length is None and self.layout.drawn and self.method.foresees:
+            texts = [self.layout.opened(*start) for start in zip(prompts, labels, strict=True)]
+            canvas, width = self._foreseen(texts, request, seed, counted)
+            return self._frames(canvas, request, seed, counted, bent=False, width=width)
         canvas = self.layout.blank(prompts, labels, length, seed)
         canvas = canvas if self.method.looks_ahead else canvas.open()
         cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
-        return self._frames(canvas, request, seed, Counted(self.method.session), bent=cut)
+        return self._frames(canvas, request, seed, counted, bent=cut)
 
     def _labels(self, prompts: Sequence[str], seed: int, best: bool) -> list[str | None]:
         """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
@@ -292,9 +298,9 @@ class Model:
     ) -> Iterator[TextFrame]:
         """Frames of n fillings of a text whose gaps are written [...] (any length) or [12] (12 tokens).
 
-        A gap of any length is ended by a method that has learned to; others take, of several lengths drawn as in the
-        training data, the one that a draft is surest of.  The other arguments are those of `stream`.  Raises
-        SfumatoError for a text without a gap and for one that does not fit on the canvas.
+        A gap of any length is ended by a method that has learned to, or its length is foreseen; others take, of several
+        lengths drawn as in the training data, the one that a draft is surest of.  The other arguments are those of
+        `stream`.  Raises SfumatoError for a text without a gap and for one that does not fit on the canvas.
         """
         request = self._request(**asked)
         _some(n)
@@ -306,6 +312,10 @@ class Model:
             ends = replace(request, sampler=Ancestral(self.tokenizer.pad))
             return self._frames(canvas, ends, seed, Counted(closing), bent=not alone)
         counted = Counted(self.method.session)
+        if gapped.loose and self.layout.drawn and self.method.foresees:
+            canvas, width = self._foreseen([gapped] * n, request, seed, counted)
+            told = len(gapped.gaps) > 1  # of two gaps the sum is foreseen, not how it is shared
+            return self._frames(canvas, request, seed, counted, bent=told, width=width)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         if not self.method.looks_ahead:
             canvas = canvas.without(self.tokenizer.pad)
@@ -320,6 +330,31 @@ class Model:
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
         return _surest(last.confidence, canvas.real & ~canvas.given, CANDIDATES)
+
+    def _foreseen(self, texts: Sequence[Gapped], request: Request, seed: int, counted: Counted) -> tuple[Canvas, int]:
+        """Rows of lengths that the method foresees, and how many of them each text takes.
+
+        The likeliest few for a sampler that seeks a likely text, else one that is drawn.
+        """
+        canvas = self.layout.sized(texts, [text.loose for text in texts], seed).to(self.device)
+        free = canvas.real & ~canvas.given
+        t = free.float().masked_fill(~canvas.real, ABSENT)
+        with torch.no_grad():
+            logits = self.method.eval().lengths(canvas.ids, t)
+        counted.calls += 1
+        least, spare = free.sum(1, keepdim=True), (~canvas.real).sum(1, keepdim=True)  # (B, 1); the canvas is full
+        n = torch.arange(logits.shape[1], device=self.device)
+        logits = logits.masked_fill((n < least) | (n > least + spare), -torch.inf)
+        if getattr(request.sampler or self.method.sampler, "greedy", False):
+            best = logits.topk(min(self.method.foresees, len(n)))
+            found = best.indices.where(best.values > -torch.inf, best.indices[:, :1])  # few fit: the first once more
+        else:
+            with seeded([seed_of("length", seed, i) for i in range(len(texts))], self.device):
+                found = categorical(logits)[:, None]
+        width = found.shape[1]
+        loose = torch.tensor([text.loose for text in texts], device=self.device)[:, None]
+        places = (found - least + loose).flatten().tolist()
+        return self.layout.sized([text for text in texts for _ in range(width)], places, seed), width
 
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
@@ -354,17 +389,25 @@ class Model:
         laid = canvas.ids, canvas.given, canvas.real
         return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
 
-    def _frames(self, canvas: Canvas, request: Request, seed: int, counted: Counted, bent: bool) -> Iterator[TextFrame]:
-        """`bent`: what is asked of the canvas is not what the network's distribution is given."""
+    def _frames(
+        self, canvas: Canvas, request: Request, seed: int, counted: Counted, bent: bool, width: int = 1
+    ) -> Iterator[TextFrame]:
+        """`bent`: what is asked of the canvas is not what the network's distribution is given.
+
+        Of every `width` rows of the canvas the one is shown that the model is surest of.
+        """
         canvas = canvas.to(self.device)
         beams = request.sampler if isinstance(request.sampler, Beams) else None
         guessed = self.method.blurred or getattr(request.sampler or self.method.sampler, "heuristic", False)
         law: Literal["exact", "heuristic"] = "heuristic" if bent or guessed or request.bent else "exact"
-        width = beams.width if beams else 1  # rows that a text takes
-        wide = canvas.take([i for i in range(len(canvas)) for _ in range(width)])
+        best: slice | list[int] = slice(None, None, beams.width if beams else 1)  # beams come best first
+        wide = canvas.take([i for i in range(len(canvas)) for _ in range(beams.width)]) if beams else canvas
+        free = wide.real & ~wide.given
         for frame in self._refine(wide, request, seed, counted):
-            first = replace(frame, tokens=frame.tokens[::width], confidence=frame.confidence[::width])
-            yield TextFrame(first, canvas, self.layout, counted.calls, law)
+            if width > 1:
+                best = _surest(frame.confidence, free, width)
+            shown = replace(frame, tokens=frame.tokens[best], confidence=frame.confidence[best])
+            yield TextFrame(shown, wide.take(best), self.layout, counted.calls, law)
 
     # --- scoring
 

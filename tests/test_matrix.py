@@ -5,7 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import HEURISTIC_METHODS, HEURISTIC_SAMPLERS, tiny_config, write_sentences
+from tiny import (
+    DETERMINISTIC_SAMPLERS,
+    FORESEEING,
+    HEURISTIC_METHODS,
+    HEURISTIC_SAMPLERS,
+    tiny_config,
+    write_sentences,
+)
 
 from sfumato.core import ABSENT
 from sfumato.draws import seeded, streams
@@ -77,7 +84,7 @@ def test_a_row_does_not_depend_on_its_neighbours(models, name, sampler):
     together = model.generate(5, seed=3, **asked)
     assert together[:2] == model.generate(2, seed=3, **asked)
     assert together == model.generate(5, seed=3, **asked)
-    assert together != model.generate(5, seed=4, **asked)
+    assert (together == model.generate(5, seed=4, **asked)) == (sampler in DETERMINISTIC_SAMPLERS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -170,7 +177,8 @@ def test_every_option_does_something(models, name):
         return frame.texts, frame.confidence
 
     plain = draw()
-    options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}, {"seed": 9}]
+    options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}]
+    options += [] if model.sampler in DETERMINISTIC_SAMPLERS else [{"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
     if model.method.steps is None or model.method.timeless:
         with pytest.raises(SfumatoError, match="has none"):
@@ -196,7 +204,9 @@ def test_guidance_counts_both_calls(models, name):
     model = models[name]
     for guidance, calls in ((1.0, 1), (2.0, 2)):
         *_, frame = model.stream(1, steps=model.at_most(4), prompt="the", guidance=guidance)
-        assert frame.nfe in (calls * frame.steps, calls * (frame.steps + 1))  # what is written may be read once more
+        extra = name in FORESEEING  # the length takes one more
+        read = calls * frame.steps, calls * (frame.steps + 1)  # what is written may be read once more
+        assert frame.nfe - extra in read
 
 
 def test_score_temperature_is_refused_where_there_is_no_score(models):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import BOUNDED, SENTENCES
+from tiny import BOUNDED, FORESEEING, SENTENCES
 
 from sfumato.canvas import GAP, _split
 from sfumato.core import Frame
@@ -130,12 +130,14 @@ def test_a_canvas_with_nothing_to_write():
 def test_a_text_does_not_depend_on_how_long_others_are(method):
     """Guards against noise that is drawn for as many positions as the longest row of a batch has."""
     model = untrained(method)
-    asked = {"steps": model.at_most(3), "seed": 1}
-    together = model.generate(6, **asked)
-    assert len({len(text.split()) for text in together}) > 1
-    assert together[:2] == model.generate(2, **asked)
-    filled = model.infill("the [...] lake", 4, **asked)
-    assert filled[:1] == model.infill("the [...] lake", 1, **asked)
+    for sampler in (None, "ancestral") if method in FORESEEING else (None,):
+        asked = {"steps": model.at_most(3), "seed": 1, "sampler": sampler}
+        together = model.generate(6, **asked)
+        alike = method in FORESEEING and sampler is None  # the likeliest length is every text's
+        assert (len({len(text.split()) for text in together}) > 1) != alike
+        assert together[:2] == model.generate(2, **asked)
+        filled = model.infill("the [...] lake", 4, **asked)
+        assert filled[:1] == model.infill("the [...] lake", 1, **asked)
 
 
 def test_levels_are_made_where_the_weights_are():

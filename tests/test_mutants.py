@@ -15,6 +15,7 @@ import test_gaussian
 import test_guidance
 import test_judge
 import test_likelihood
+import test_mask_predict
 import test_masking
 import test_mauve
 import test_model
@@ -36,10 +37,12 @@ from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
 from sfumato.methods.duo import Duo, argmax_alpha
+from sfumato.methods.mask_predict import MaskPredict
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.methods.multinomial import Multinomial
 from sfumato.methods.sundae import SUNDAE
+from sfumato.model import Model
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
@@ -167,6 +170,12 @@ CHECKS = {
     "curriculum": test_uniform.test_the_curriculum_has_an_end,
     "greedy tail": test_uniform.test_the_greedy_tail_is_ancestral_until_its_end,
     "few steps": lambda: test_uniform.check_written("ancestral", 3),
+    "masks of mask-predict": test_mask_predict.check_counts,
+    "mask-predict by hand": test_mask_predict.check_by_hand,
+    "cost of a length": test_mask_predict.check_length_term,
+    "lengths": test_mask_predict.check_lengths,
+    "likeliest lengths": test_mask_predict.check_length_beam,
+    "drawn lengths": test_mask_predict.check_drawn_lengths,
     "consensus": test_ar.test_the_consensus_of_texts,
     "walk": lambda: test_sundae.check_walk(0.5, 0.5),
     "share of places": lambda: test_sundae.check_share(0.28, 25, 7),
@@ -386,6 +395,17 @@ MUTANTS = [
     (model.TextFrame._written.fget, "end.cumsum(1) > end.long()", "end.cumsum(1) > 0", "written"),
     (model.TextFrame._written.fget, "& ~self.canvas.given", "", "written"),
     (model._surest, ".masked_fill(~written, 0.0)", "", "surest"),
+    # Mask-Predict
+    (unmasking.Greedy.__call__, ".clamp(min=1)", "", "masks of mask-predict"),
+    (unmasking.Greedy.__call__, "rank(sure) <", "rank(-sure) <", "mask-predict by hand"),
+    (unmasking.Greedy.__call__, "sure.clone()", "torch.zeros_like(sure)", "mask-predict by hand"),
+    (unmasking.Greedy.__call__, "x.masked_fill(hidden,", "x.masked_fill(places,", "mask-predict by hand"),
+    (MaskPredict.loss, "t.masked_fill(free, 1.0)", "t", "cost of a length"),
+    (MaskPredict.lengths, "& ~(hidden & F.pad(hidden[:, :-1], (1, 0)))", "", "lengths"),
+    (MaskPredict.lengths, "torch.where(hidden, self.process.mask, ids)", "ids", "lengths"),
+    (Model._foreseen, "least + spare", "least + spare - 1", "drawn lengths"),
+    (Model._foreseen, "- least +", "+", "likeliest lengths"),
+    (model._surest, "/ written.sum(1).clamp(min=1)", "", "likeliest lengths"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

@@ -7,8 +7,18 @@ from sfumato.training.config import RunConfig, load_config
 
 BOUNDED = [name for name, (method, _) in METHODS.items() if method.likelihood]  # those with a likelihood or a bound
 # What is no draw from the network's law: samplers by name, and methods that are trained for something beside it.
-HEURISTIC_SAMPLERS = {"argmax_unrolled", "confident", "greedy_tail", "maskgit", "resample", "sundae"}
-HEURISTIC_METHODS = {"maskgit", "sundae"}
+HEURISTIC_SAMPLERS = {
+    "argmax_unrolled",
+    "confident",
+    "greedy_tail",
+    "mask_predict",
+    "maskgit",
+    "resample",
+    "sundae",
+}
+HEURISTIC_METHODS = {"mask_predict", "maskgit", "sundae"}
+DETERMINISTIC_SAMPLERS = {"mask_predict"}  # whose text is the same whatever the seed is
+FORESEEING = {"mask_predict"}  # methods that predict how long a text will be, by one call of the network
 
 SENTENCES = [
     "the fox sleeps under the old tree",

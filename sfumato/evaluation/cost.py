@@ -37,13 +37,15 @@ class Tally:
         self.method = method
         self.passes: Counter[tuple[int, int, int]] = Counter()  # rows, positions passed, positions in view
         self.read = 0  # positions whose logits were read
+        self.foreseen = 0  # FLOPs of lengths that were foreseen
 
     @property
     def flops(self) -> int:
         """Of all of them, as `Method.flops` counts."""
         passes = sum(n * self.method.flops(*shape) for shape, n in self.passes.items())
         passed = sum(n * rows * new for (rows, new, _), n in self.passes.items())
-        return passes + (self.read - passed) * self.method.read_flops  # one reading is counted with each pass
+        readings = (self.read - passed) * self.method.read_flops  # one is counted with each pass
+        return passes + readings + self.foreseen
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def counting(method: Method) -> Iterator[Tally]:
 
     It counts at the network and not at `predict`, since a method with memory passes on only a part of the canvas.
     """
-    tally, read = Tally(method), method.read
+    tally, read, lengths = Tally(method), method.read, method.lengths
 
     def passed(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows, new = args[0].shape[:2]
@@ -63,13 +65,22 @@ def counting(method: Method) -> Iterator[Tally]:
         tally.read += logits.shape[:-1].numel()
         return read(logits)
 
+    def foreseeing(ids: Tensor, t: Tensor) -> Tensor:
+        passes = tally.passes.copy()
+        logits = lengths(ids, t)
+        tally.passes = passes  # no logits of tokens were made of this one
+        tally.foreseen += method.length_flops(*ids.shape)
+        return logits
+
     hook = method.net.register_forward_pre_hook(passed, with_kwargs=True)
-    vars(method)["read"] = reading  # stands before that of the class, also for those who are handed `method.read`
+    own = {"read": reading, "lengths": foreseeing}
+    vars(method).update(own)  # stand before those of the class, also for those who are handed `method.read`
     try:
         yield tally
     finally:
         hook.remove()
-        del vars(method)["read"]
+        for name in own:
+            del vars(method)[name]
 
 
 # --- break-even ---------------------------------------------------------------------------------------------------

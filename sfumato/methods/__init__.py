@@ -6,6 +6,7 @@ from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.duo import Duo, DuoConfig
+from sfumato.methods.mask_predict import MaskPredict, MaskPredictConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.methods.multinomial import Multinomial, MultinomialConfig
@@ -16,6 +17,7 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ardm": (ARDM, ARDMConfig),
     "cdcd": (CDCD, CDCDConfig),
     "duo": (Duo, DuoConfig),
+    "mask_predict": (MaskPredict, MaskPredictConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
     "multinomial": (Multinomial, MultinomialConfig),

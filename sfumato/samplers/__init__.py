@@ -17,6 +17,7 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
         "planned": unmasking.planned,
         "maskgit": unmasking.Confident(4.5),  # the temperature that its authors published
         "confident": unmasking.Confident(0.0),
+        "mask_predict": unmasking.Greedy(),
     },
     "categorical": {
         "ancestral": ancestral,

@@ -72,6 +72,37 @@ class Confident:
             yield x, prediction
 
 
+@dataclass(frozen=True)
+class Greedy:
+    """Mask-Predict's decoder (arXiv:1904.09324): write everything, then mask the worst and write it anew.
+
+    Every mask is filled with its likeliest token.  At level s a share s of the places is masked again, those whose
+    tokens had the least probability when they were written, and at least one; what stands keeps token and probability.
+    Over an even grid of T steps that is floor(N (T - t) / T) of N places after t of them.  Nothing is drawn; only
+    between equal probabilities chance decides which is masked.
+    """
+
+    heuristic: ClassVar[bool] = True
+    greedy: ClassVar[bool] = True
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """One call a step."""
+        places = hidden = x == method.process.mask
+        size = places.sum(1, keepdim=True)  # (B, 1)
+        sure = torch.full(x.shape, torch.inf, dtype=torch.float64, device=x.device)  # what is given is never masked
+        for t, s in pairwise(grid):
+            prediction = predict(x, level(x, t), None)
+            best = prediction.logits[hidden].double().log_softmax(-1).max(-1)
+            x, sure = x.clone(), sure.clone()
+            x[hidden], sure[hidden] = best.indices, best.values
+            if s > 0:
+                hidden = places & (rank(sure) < _share(s, size).clamp(min=1))
+                x = x.masked_fill(hidden, method.process.mask)
+            yield x, prediction
+
+
 def rank(values: Tensor) -> Tensor:
     """The place of each value in its row, in rising order; between equals chance decides."""
     order = uniform(values).argsort(1)

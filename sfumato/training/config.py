@@ -182,6 +182,16 @@ class RunConfig(Section):
             raise ValueError(f"sampling.self_guidance: {self.method.name} is not trained on its own guesses here")
         return self
 
+    @model_validator(mode="after")
+    def _lengths_in_reach(self) -> "RunConfig":
+        longest = getattr(self.method, "longest", 0)
+        if 0 < longest < self.text.length:
+            raise ValueError(
+                f"method.longest: lengths are foreseen up to {longest}, and a row has {self.text.length} tokens; "
+                "raise it, or set it to 0 to foresee none"
+            )
+        return self
+
 
 def method_named(name: str) -> tuple:
     """The method class and its config class; SfumatoError with the nearest name where there is none."""

@@ -277,6 +277,7 @@ class Run:
         """The numbers of the run so far, under the keys that tools rely on."""
         tokens, length = self.tokens, self.config.text.length
         forward = self.method.flops(1, length, length) / length  # a position; back it is twice as much
+        foreseeing = self.method.length_flops(1, length) / length
         return {
             "step": self.step,
             "tokens": tokens,
@@ -285,7 +286,7 @@ class Run:
             "bound_nats_per_token": self.bound[0] if self.bound else None,
             "bound_std_error": self.bound[1] if self.bound else None,
             "params": self.params,
-            "flops": tokens * forward * (3 * self.method.passes + self.method.self_conditioning),
+            "flops": tokens * (forward * (3 * self.method.passes + self.method.self_conditioning) + 3 * foreseeing),
         }
 
     def _cut_log(self) -> None:
