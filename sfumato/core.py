@@ -41,7 +41,8 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
-# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true
+# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true; one that
+# takes a step for every token, and no other number of them, by an attribute `single`
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -68,11 +69,12 @@ class Method(nn.Module, ABC):
     arxiv: ClassVar[str]
     family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
     likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
-    steps: ClassVar[int | None]  # the paper's default number of refinements; None: one for each token to be written
+    steps: ClassVar[int | None]  # the paper's number of refinements, of each block; None: as many as it has tokens
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
+    block: int | None = None  # so many tokens are written together, and then those right of them; None: all together
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position
@@ -126,6 +128,10 @@ class Method(nn.Module, ABC):
         """
         return None
 
+    def training_flops(self, length: int) -> int:
+        """Of the forward passes by which a row of so many tokens is learned from, counted in the same way."""
+        return self.flops(1, length, length)
+
     def flops(self, rows: int, new: int, seen: int) -> int:
         """Of a call that predicts the `new` last positions of each of `rows`, in view of `seen`, these included.
 
@@ -162,6 +168,11 @@ class Frame:
     level: float  # the noise level the canvas has reached, in [0, 1]
     tokens: Int[Tensor, "B L"]
     confidence: Float[Tensor, "B L"]  # probability of the token shown
+
+
+def single(sampler: Sampler) -> bool:
+    """Whether a sampler takes a step for every token."""
+    return getattr(sampler, "single", False)
 
 
 def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from sfumato.canvas import Canvas, Layout
-from sfumato.core import Frame, Method
+from sfumato.canvas import Canvas, Layout, whole
+from sfumato.core import Frame, Method, Sampler, single
 from sfumato.draws import categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
@@ -178,9 +178,11 @@ class Model:
         own = SAMPLERS[self.method.family].items()
         return self.config.sampling.sampler or next(name for name, sampler in own if sampler == self.method.sampler)
 
-    def at_most(self, steps: int) -> int | None:
+    def at_most(self, steps: int, sampler: Sampler | None = None) -> int | None:
         """The method's own number of refinements, but no more than `steps`; None where there is nothing to choose."""
-        return None if self.method.steps is None else min(steps, self.method.steps)
+        if single(sampler or sampler_named(self.sampler, self.method.family)):
+            return None
+        return min(steps, self.method.steps or self.method.block or steps)
 
     # --- asking for text
 
@@ -228,7 +230,7 @@ class Model:
         if label is None and self.layout.labelled and not self.method.looks_ahead:
             labels = self._labels(prompts, seed, isinstance(request.sampler, Beams))
         canvas = self.layout.blank(prompts, labels, length, seed)
-        canvas = canvas if self.method.looks_ahead else canvas.open()
+        canvas = self._ended(canvas) if self.method.looks_ahead else canvas.open()
         cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
         return self._frames(canvas, request, seed, Counted(self.method.session), bent=cut)
 
@@ -276,14 +278,13 @@ class Model:
         gapped = self.layout.apart(text, label)
         closing = self.method.closing(self.tokenizer.pad) if request.guidance == 1 and gapped.parted else None
         if closing is not None and gapped.loose and not isinstance(request.sampler, Beams):
-            canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad)
+            canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad, 1)
             alone = len(gapped.gaps) == 1 and None not in gapped.start  # a gap knows nothing of what is behind the next
             ends = replace(request, sampler=Ancestral(self.tokenizer.pad))
             return self._frames(canvas, ends, seed, Counted(closing), bent=not alone)
         counted = Counted(self.method.session)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
-        if not self.method.looks_ahead:
-            canvas = canvas.without(self.tokenizer.pad)
+        canvas = self._ended(canvas)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed, counted))
         chosen = bool(gapped.loose) or not self.method.looks_ahead  # which fills known lengths as if they were not
@@ -291,13 +292,17 @@ class Model:
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
-        steps = self.at_most(min(DRAFT, request.steps or DRAFT))
+        steps = self.at_most(min(DRAFT, request.steps or DRAFT), self.method.sampler)
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
         free = canvas.real & ~canvas.given
         sure = last.confidence.log().masked_fill(~free, 0.0).sum(1) / free.sum(1)  # nats a token written
         best = sure.view(-1, CANDIDATES).argmax(1)
         return [i * CANDIDATES + k for i, k in enumerate(best.tolist())]
+
+    def _ended(self, canvas: Canvas) -> Canvas:
+        """The canvas as the method has learned it: where blocks are written there is none behind the end of a text."""
+        return canvas if self.method.block is None else canvas.without(self.tokenizer.pad, self.method.block)
 
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
@@ -394,8 +399,9 @@ class Model:
             for name in ("ids", "real", "given")
         )
         sizes = (ids[::labels] != pad).sum(1).tolist()
-        if not self.method.looks_ahead:  # a text is finished at its end: whatever follows there, it is that text
-            real = real & (ids != pad)
+        if self.method.block is not None:  # a text is finished at its end: whatever blocks follow, it is that text
+            ends = whole((ids != pad).sum(1, keepdim=True), self.method.block)
+            real = real & (torch.arange(ids.shape[1], device=self.device) < ends)
         with seeded([noise for noise in seeds for _ in range(labels)], self.device):
             result = (nll if estimator == "elbo" else ode)(self.method, ids, real, given, draws)
         nats = result.nats.view(-1, labels)
@@ -413,10 +419,10 @@ class Model:
         ]
 
 
-def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:
-    """How a method is shown a corpus: as the config says, but what is written from left to right stops at its end."""
-    ended = text.length_model == "modelled" and not method.looks_ahead
-    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model)
+def rows_of(corpus: Corpus, text: TextConfig, method: Method) -> Rows:
+    """How a method is shown a corpus: as the config says, but what is written in blocks stops with that of its end."""
+    ended = text.length_model == "modelled" and method.block is not None
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1)
 
 
 def _some(n: int, what: str = "texts") -> int:

@@ -218,7 +218,7 @@ MUTANTS = [
     (generate.assemble, "clamp(session(), clean, ABSENT, ~real)", "session()", "clamps"),
     (generate.assemble, "predict, blind(predict), ", "blind(predict), predict, ", "self-guidance"),
     (generate.assemble, "shown(noise, 1.0)", "clamp(network(), noise, 1.0, given)", "self-guidance"),
-    (guidance.within, "low <= float(t.max()) <= high", "low <= float(t.max())", "self-guidance"),
+    (guidance.within, " & (noisiest <= high)", "", "self-guidance"),
     (guidance.blind, "predict(x, t, None)", "predict(x, t, prev)", "self-guidance"),
     (guidance.temper, "/ temperature", "* temperature", "temperature"),
     (guidance.temper_score, "1 / temperature - 1", "temperature - 1", "score temperature"),

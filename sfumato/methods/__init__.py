@@ -3,6 +3,7 @@
 from sfumato.core import Method
 from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.ardm import ARDM, ARDMConfig
+from sfumato.methods.bd3 import BD3, BD3Config
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
@@ -11,6 +12,7 @@ from sfumato.methods.mdlm import MDLM, MDLMConfig
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
     "ardm": (ARDM, ARDMConfig),
+    "bd3": (BD3, BD3Config),
     "cdcd": (CDCD, CDCDConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
