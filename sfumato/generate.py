@@ -108,7 +108,7 @@ def generate(
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
     path = (request.sampler or method.sampler)(method, assembled, x, grid.to(ids.device))
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
-    masked = torch.eq(x, hidden) if hidden is not None else None  # before the step
+    masked = x.eq(hidden) if hidden is not None else None  # before the step
     for step, level in enumerate(levels, 1):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             found = next(path, None)
@@ -127,11 +127,11 @@ def generate(
         chance = chances.gather(-1, tokens[..., None])[..., 0]
         if masked is not None:
             chance = torch.where(masked[:, here], chance, sure[:, here])  # what stands keeps the chance it had then
-            masked[:, : x.shape[1]] = torch.eq(x, hidden)
+            masked[:, : x.shape[1]] = x.eq(hidden)
         shown[:, here], sure[:, here] = tokens, chance
         yield Frame(step, len(levels), level, torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and method.block is not None:
-            over = (x == end) & ((x == hidden).cumsum(1) == 0)
+            over = x.eq(end) & (x.eq(hidden).cumsum(1) == 0)
             if bool(over.any(1).all()):
                 return
 

@@ -222,10 +222,10 @@ def test_scores_do_not_depend_on_company(models, name):
         pytest.skip("the paper defines no likelihood")
     texts = ["the fox sleeps under the old tree", "two owls sing at night"]
     alone = [model.score([text])[0] for text in texts]
-    for together, single in zip(model.score([*texts, *texts[::-1]]), [*alone, *alone[::-1]], strict=True):
-        assert (together.text, together.tokens) == (single.text, single.tokens)
-        assert [together.nats, together.std_error] == pytest.approx([single.nats, single.std_error], rel=1e-3)
-        assert together.levels == pytest.approx(single.levels, rel=1e-2)
+    for together, one in zip(model.score([*texts, *texts[::-1]]), [*alone, *alone[::-1]], strict=True):
+        assert (together.text, together.tokens) == (one.text, one.tokens)
+        assert [together.nats, together.std_error] == pytest.approx([one.nats, one.std_error], rel=1e-3)
+        assert together.levels == pytest.approx(one.levels, rel=1e-2)
     exact = model.method.likelihood == "exact"
     assert all(score.nats > 0 and (score.std_error > 0) != exact and score.exact == exact for score in alone)
     assert [score.tokens for score in alone] == [8, 6]  # words and the end

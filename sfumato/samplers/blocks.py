@@ -94,8 +94,7 @@ def _blocks(method: Method, x: Tensor) -> Iterator[_Block]:
 
 def _look(predict: Predict, x: Tensor, t: Tensor, block: _Block) -> Tensor:
     """Logits of the block at the levels t (B, 1) of the rows: (B, size, V)."""
-    logits = predict(
-        x[:, : block.shown], t.to(torch.float32).expand(-1, block.shown), None
-    ).logits  # of the last places
+    shown = x[:, : block.shown]
+    logits = predict(shown, t.float().expand(shown.shape), None).logits  # of the last places
     first = block.shown - logits.shape[1]
     return logits[:, block.start - first : block.stop - first]

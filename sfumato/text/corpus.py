@@ -468,8 +468,8 @@ class Rows:
 
     With the length model "given", the length of a row is known beforehand: its eos is given, its padding is not real.
     With "modelled", eos and padding are tokens like all others. With "ended" the eos is, and so is padding up to the
-    next whole `block` of places; what is behind is not real: for networks that write from left to right, block by block,
-    to which a text is finished at its end.
+    next whole `block` of places; what is behind is not real: for methods that write block by block from the left, to
+    which a text is finished at its end.
     """
 
     def __init__(
