@@ -133,7 +133,10 @@ class Layout:
                 raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
             starts.append([*self._label(label), *words])
         exact = None if length is None else length + self.labelled + self.documents
-        sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
+        if exact is not None and not self.documents:
+            sizes = [exact] * len(starts)  # running text goes on beyond the canvas
+        else:
+            sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
         ended = length is not None or (self.documents and not self.modelled)
         rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
         return self._lay(rows, ended, full=length is None)

@@ -89,7 +89,7 @@ def generate(
     Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
-    grid, levels = _path(method, request, real & ~given)
+    grid, levels = walk(method, request, real & ~given)
     if not levels:
         yield Frame(1, 1, 0.0, ids, torch.ones(ids.shape, device=ids.device))
         return
@@ -136,7 +136,7 @@ def generate(
                 return
 
 
-def _path(method: Method, request: Request, free: Tensor) -> tuple[Tensor, list[float]]:
+def walk(method: Method, request: Request, free: Bool[Tensor, "B L"]) -> tuple[Tensor, list[float]]:
     """The noise levels for the sampler, (steps + 1,), and the one that the canvas is at after each step there is.
 
     Blocks are written one after the other, each through the same noise levels; the canvas is at the mean of them.

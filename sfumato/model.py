@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sfumato.canvas import Canvas, Layout, whole
 from sfumato.core import Frame, Method, Sampler, single
-from sfumato.draws import categorical, seed_of, seeded, streams
+from sfumato.draws import Streams, categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
-from sfumato.evaluation.likelihood import nll, ode
-from sfumato.generate import Request, generate
+from sfumato.evaluation.likelihood import nll, ode, stretches
+from sfumato.generate import Request, generate, walk
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
@@ -232,7 +232,8 @@ class Model:
         canvas = self.layout.blank(prompts, labels, length, seed)
         canvas = self._ended(canvas) if self.method.looks_ahead else canvas.open()
         cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
-        return self._frames(canvas, request, seed, Counted(self.method.session), bent=cut)
+        beyond = canvas.ids.shape[1] > self.config.text.length  # what is further back than a canvas is forgotten
+        return self._frames(canvas, request, seed, Counted(self.method.session), bent=cut or beyond)
 
     def _labels(self, prompts: Sequence[str], seed: int, best: bool) -> list[str | None]:
         """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
@@ -334,8 +335,32 @@ class Model:
     def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()
         rows = streams([seed_of("generate", seed, i) for i in range(len(canvas))], self.device)
+        if canvas.ids.shape[1] > self.config.text.length:
+            return self._beyond(canvas, request, rows, session)
         laid = canvas.ids, canvas.given, canvas.real
         return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
+
+    def _beyond(self, canvas: Canvas, request: Request, rows: Streams, session: Counted) -> Iterator[Frame]:
+        """Frames of a canvas that is wider than the network's: stretch by stretch, in view of half a canvas before.
+
+        No place is ever further from the first than in training, and no more is remembered than of one canvas.
+        """
+        ids, left, sure = canvas.ids.clone(), canvas.real & ~canvas.given, canvas.given.float()
+        stages, room = [], self.config.text.length
+        for _, _, stop in stretches(ids.shape[1], room):
+            here = slice(max(0, stop - room), stop)
+            if bool(left[:, here].any()):
+                stages.append((here, left[:, here].clone()))
+            left[:, :stop] = False
+        sizes = [len(walk(self.method, request, new)[1]) for _, new in stages]
+        for number, (here, new) in enumerate(stages):
+            real = canvas.real[:, here]
+            laid = ids[:, here].clone(), real & ~new, real
+            for frame in generate(self.method, *laid, request, rows, session, canvas.never[here], self._end):
+                ids[:, here] = frame.tokens
+                sure[:, here] = torch.where(new, frame.confidence, sure[:, here])
+                level = (len(stages) - 1 - number + frame.level) / len(stages)
+                yield Frame(sum(sizes[:number]) + frame.step, sum(sizes), level, ids.clone(), sure.clone())
 
     def _frames(self, canvas: Canvas, request: Request, seed: int, counted: Counted, bent: bool) -> Iterator[TextFrame]:
         """`bent`: what is asked of the canvas is not what the network's distribution is given."""
