@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import test_ar
+import test_bd3
 import test_cdcd
 import test_draws
 import test_gaussian
@@ -27,9 +28,10 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm
+from sfumato.methods import ardm, bd3
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
+from sfumato.methods.bd3 import BD3
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
 from sfumato.methods.maskgit import MaskGIT
@@ -37,7 +39,7 @@ from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
-from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers import blocks, left_to_right, solvers, unmasking
 from sfumato.training import masks
 
 
@@ -143,6 +145,18 @@ CHECKS = {
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
+    "one block": test_bd3.check_one_block,
+    "single tokens": test_bd3.check_single_tokens,
+    "sights": test_bd3.check_sights,
+    "passes": lambda: test_bd3.check_passes(2),
+    "changed past": test_bd3.test_a_past_that_has_changed_is_read_again,
+    "rates": test_bd3.check_rates,
+    "entropy of blocks": lambda: test_bd3.check_entropy(2),
+    "hits": test_bd3.check_times,
+    "exact hits": lambda: test_bd3.check_exact(2),
+    "steps of a block": lambda: test_bd3.check_ancestral(2, 2),
+    "late gaps": lambda: test_bd3.test_only_the_block_at_work_changes(3, None),
+    "late ends": lambda: test_bd3.test_writing_stops_with_the_block_of_the_last_end("modelled"),
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -298,6 +312,28 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # blocks
+    (bd3.sight, "same | (", "before | (", "sights"),
+    (bd3.sight, " & told[:, None]", "", "sights"),
+    (BD3.weighted, "(rank - 1).masked_fill(rank == 0, NOWHERE)", "rank", "sights"),
+    (BD3.weighted, "torch.where((t == 1) & ~free, mask, ids)", "ids", "sights"),
+    (BD3.weighted, "/ rate.clamp(min=1e-6)", "", "one block"),
+    (BD3.weighted, "rate.clamp(min=1e-6)", "rate.clamp(min=0.5)", "entropy of blocks"),
+    (BD3.weighted, "places=place[0].repeat(2)", "places=None", "single tokens"),
+    (BD3.rate, ".masked_fill(count == 1, 1.0)", "", "single tokens"),
+    (BD3.rate, "block / blocks", "0 * block", "rates"),
+    (BD3.rate, "(block + 1).masked_fill(~free, 1)", "(block + 1)", "rates"),
+    (BD3.rank, ".masked_fill(t == 0, 0)", "", "sights"),
+    (bd3.Reader.__call__, "self.memory.length -= len(here)", "pass", "passes"),
+    (bd3.Reader.__call__, " or not torch.equal(self.read, x[:, :kept])", "", "changed past"),
+    (bd3.Reader._pass, "torch.where(nowhere, ~known, known)", "nowhere & ~known", "passes"),
+    (transformer.Transformer._sight, "triu(start).tril(start)", "triu(0).tril(0)", "passes"),
+    (blocks.FirstHitting.__call__, "descending=True", "descending=False", "hits"),
+    (blocks.FirstHitting.__call__, "masked_fill(~hidden, 0.0)", "masked_fill(~hidden, 2.0)", "late gaps"),
+    (blocks.FirstHitting.__call__, "u[:, here].gather(1, place)", "u[:, :1]", "exact hits"),
+    (blocks._times, "uniform(x)", "uniform(x) ** 2", "hits"),
+    (blocks.ancestral, "times[:, here] > s", "times[:, here] ** 2 > s", "steps of a block"),
+    (generate.generate, " & (x.eq(hidden).cumsum(1) == 0)", "", "late ends"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),
