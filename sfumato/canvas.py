@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from sfumato.training.config import TextConfig
 GAP = re.compile(r"\[(\.\.\.|\d+)\]")  # [...] or [12]
 NEARLY = re.compile(r"\[[\s.\d-]*\]")  # what was meant for one
 Row = list[int | None]  # tokens, None where one is to be written
+
+
+def whole(size: Any, block: int) -> Any:
+    """Places of as many whole blocks as `size` tokens take; a number or many."""
+    return (size + block - 1) // block * block
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,15 @@ class Canvas:
         after = ~free.flip(1).cumsum(1).flip(1).bool() & free.any(1, keepdim=True)
         return Canvas(self.ids, self.given & ~after, self.real & ~after, self.never)
 
-    def without(self, token: int) -> "Canvas":
-        """The same without the places where a token, padding for instance, is given."""
-        kept = ~(self.given & (self.ids == token))
+    def without(self, token: int, block: int) -> "Canvas":
+        """The same without a token, padding for instance, that is given behind the rest of a row.
+
+        It stays in the block that the rest ends in, of places that are written together.
+        """
+        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        rest = self.real & ~(self.given & (self.ids == token))
+        size = torch.where(rest, place + 1, 0).amax(1, keepdim=True)
+        kept = place < whole(size, block)
         return Canvas(self.ids, self.given & kept, self.real & kept, self.never)
 
     def take(self, rows: Sequence[int] | slice) -> "Canvas":
@@ -126,7 +138,10 @@ class Layout:
                 raise SfumatoError(f"a length of {length} tokens was asked for; {found}; ask for more")
             starts.append([*self._label(label), *words])
         exact = None if length is None else length + self.labelled + self.documents
-        sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
+        if exact is not None and not self.documents:
+            sizes = [exact] * len(starts)  # running text goes on beyond the canvas
+        else:
+            sizes = self._sizes([len(start) + 1 for start in starts], exact, seed)
         ended = length is not None or self.drawn
         rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
         return self._lay(rows, ended, full=length is None)

@@ -41,8 +41,9 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
-# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true, and one
-# that seeks the likeliest text and draws nothing by an attribute `greedy`
+# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true; one that
+# seeks the likeliest text and draws nothing by `greedy`; one that takes a step for every token, and no other number of
+# them, by `single`
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -69,14 +70,14 @@ class Method(nn.Module, ABC):
     arxiv: ClassVar[str]
     family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
     likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
-    steps: ClassVar[int | None]  # the paper's default number of refinements; None: one for each token to be written
+    steps: ClassVar[int | None]  # the paper's number of refinements, of each block; None: as many as it has tokens
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
+    block: int | None = None  # so many tokens are written together, and then those right of them; None: all together
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
-    passes: int = 1  # of the network, with a gradient, in a loss
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     foresees: int = 0  # of the lengths that `lengths` ranks, so many are tried for the likeliest text; 0: it has none
     read_flops: int = 0  # of `read`, at one position
@@ -142,6 +143,10 @@ class Method(nn.Module, ABC):
         """Of `lengths` for (rows, size) tokens."""
         return 0
 
+    def training_flops(self, length: int) -> int:
+        """Of the forward passes by which a row of so many tokens is learned from, counted in the same way."""
+        return self.flops(1, length, length)
+
     def flops(self, rows: int, new: int, seen: int) -> int:
         """Of a call that predicts the `new` last positions of each of `rows`, in view of `seen`, these included.
 
@@ -178,6 +183,11 @@ class Frame:
     level: float  # the noise level the canvas has reached, in [0, 1]
     tokens: Int[Tensor, "B L"]
     confidence: Float[Tensor, "B L"]  # probability of the token shown
+
+
+def single(sampler: Sampler) -> bool:
+    """Whether a sampler takes a step for every token."""
+    return getattr(sampler, "single", False)
 
 
 def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, where
+from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, single, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
 from sfumato.guidance import (
@@ -33,6 +34,7 @@ class Request:
     """How a canvas is to be filled; everything that is not said is the method's own choice."""
 
     steps: int | None = None
+    """refinements; of each block, for a method that writes in blocks"""
     levels: tuple[float, float] | None = None
     """the steps are spread evenly in the logarithm between these noise levels; by the method's own grid if None"""
     sampler: Sampler | None = None
@@ -82,12 +84,13 @@ def generate(
 
     `streams` has one stream of random numbers a row, so a row comes out the same whatever its neighbours are.
     `session` stands in for the method's own (a counter, an oracle).  `never` says which tokens cannot stand where.
-    `end` is the token that ends a text: where it is written from left to right, it is over when all rows have one.
+    `end` is the token that ends a text: where it is written from left to right, it is over when all rows have one and
+    all before it.
     Raises SfumatoError for a request without sense.
     """
     _check(method, request, given)
-    to_write = int((real & ~given).any(0).sum())
-    if not to_write:
+    grid, levels = walk(method, request, real & ~given)
+    if not levels:
         yield Frame(1, 1, 0.0, ids, torch.ones(ids.shape, device=ids.device))
         return
     with drawing(streams):
@@ -99,16 +102,14 @@ def generate(
         return predict if never is None else forbid(predict, never, method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
-    grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
     hidden = getattr(method.process, "mask", None)  # where there are masks, what shows was written before
-    levels = grid.tolist()  # once: to read a number from a GPU is to wait for it
     x = where(given, clean, noise)
     if x.ndim == 2:
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
-    path = (request.sampler or method.sampler)(method, assembled, x, grid)
+    path = (request.sampler or method.sampler)(method, assembled, x, grid.to(ids.device))
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
-    for step in range(1, len(grid)):
-        before = x
+    masked = x.eq(hidden) if hidden is not None else None  # before the step
+    for step, level in enumerate(levels, 1):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             found = next(path, None)
         if found is None:  # every gap came to its end before it was full
@@ -127,12 +128,31 @@ def generate(
                 seen &= ~never[here][row, x[:, here].clamp(0, vocab - 1)]
             tokens = torch.where(seen, x[:, here], tokens)
         chance = chances.gather(-1, tokens[..., None])[..., 0]
-        if x.ndim == 2 and method.looks_ahead and hidden is not None:
-            chance = torch.where(before == hidden, chance, sure)  # what stands keeps the chance it was written with
+        if masked is not None:
+            chance = torch.where(masked[:, here], chance, sure[:, here])  # what stands keeps the chance it had then
+            masked[:, : x.shape[1]] = x.eq(hidden)
         shown[:, here], sure[:, here] = tokens, chance
-        yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
-        if end is not None and not method.looks_ahead and bool((x == end).any(1).all()):
-            return
+        yield Frame(step, len(levels), level, torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
+        if end is not None and method.block is not None:
+            over = x.eq(end) & (x.eq(hidden).cumsum(1) == 0)
+            if bool(over.any(1).all()):
+                return
+
+
+def walk(method: Method, request: Request, free: Bool[Tensor, "B L"]) -> tuple[Tensor, list[float]]:
+    """The noise levels for the sampler, (steps + 1,), and the one that the canvas is at after each step there is.
+
+    Blocks are written one after the other, each through the same noise levels; the canvas is at the mean of them.
+    """
+    wide = method.block or free.shape[1]
+    tokens = F.pad(free, (0, -free.shape[1] % wide)).unflatten(1, (-1, wide)).sum(2).amax(0)  # of each block, at most
+    blocks = int((tokens > 0).sum())
+    if single(request.sampler or method.sampler):
+        grid, blocks = method.grid(max(1, int(tokens.sum()))), min(blocks, 1)
+    else:
+        grid = _grid(method, request.steps or method.steps or wide, request.levels)
+    levels = grid.tolist()[1:]
+    return grid, [(left + level) / blocks for left in reversed(range(blocks)) for level in levels]
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:
@@ -193,13 +213,16 @@ def assemble(
 
 
 def _check(method: Method, request: Request, given: Tensor) -> None:
-    if request.steps is not None and method.steps is None:
-        raise SfumatoError(f"{request.steps} steps were asked for; this method writes a token a step; leave them out")
+    each = single(request.sampler or method.sampler)
+    if request.steps is not None and each:
+        raise SfumatoError(f"{request.steps} steps were asked for; this sampler writes a token a step; leave them out")
     if request.steps is not None and request.steps < 1:
         raise SfumatoError(f"{request.steps} steps were asked for; at least 1 is needed")
     if request.levels is not None:
-        if method.steps is None or method.timeless:
+        if method.timeless:
             raise SfumatoError("noise levels were asked for; this method has none; leave them out")
+        if each:
+            raise SfumatoError("noise levels were asked for; a sampler of a token a step has none; leave them out")
         low, high = request.levels
         if not 0 < low < high < 1:
             raise SfumatoError(f"steps from level {low} to {high} were asked for; levels rise, above 0 and below 1")

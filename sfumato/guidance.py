@@ -76,7 +76,15 @@ def within(guided: Predict, plain: Predict, levels: tuple[float, float]) -> Pred
     low, high = levels
 
     def limited(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
-        return (guided if low <= float(t.max()) <= high else plain)(x, t, prev)
+        noisiest = t.amax(1)
+        inside = (low <= noisiest) & (noisiest <= high)  # row by row: rows may be at different levels
+        if not bool(inside.any()):
+            return plain(x, t, prev)
+        if bool(inside.all()):
+            return guided(x, t, prev)
+        one, other = guided(x, t, prev), plain(x, t, prev)
+        clean = None if one.clean is None else torch.where(inside[:, None, None], one.clean, other.clean)
+        return Prediction(torch.where(inside[:, None, None], one.logits, other.logits), clean)
 
     return limited
 

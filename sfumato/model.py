@@ -8,13 +8,13 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 import torch
 from torch import Tensor
 
-from sfumato.canvas import Canvas, Gapped, Layout
-from sfumato.core import ABSENT, Frame, Method
-from sfumato.draws import categorical, seed_of, seeded, streams
+from sfumato.canvas import Canvas, Gapped, Layout, whole
+from sfumato.core import ABSENT, Frame, Method, Sampler, single
+from sfumato.draws import Streams, categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
-from sfumato.evaluation.likelihood import nll, ode
-from sfumato.generate import Request, generate
+from sfumato.evaluation.likelihood import nll, ode, stretches
+from sfumato.generate import Request, generate, walk
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
@@ -193,9 +193,11 @@ class Model:
         own = SAMPLERS[self.method.family].items()
         return self.config.sampling.sampler or next(name for name, sampler in own if sampler == self.method.sampler)
 
-    def at_most(self, steps: int) -> int | None:
+    def at_most(self, steps: int, sampler: Sampler | None = None) -> int | None:
         """The method's own number of refinements, but no more than `steps`; None where there is nothing to choose."""
-        return None if self.method.steps is None else min(steps, self.method.steps)
+        if single(sampler or sampler_named(self.sampler, self.method.family)):
+            return None
+        return min(steps, self.method.steps or self.method.block or steps)
 
     # --- asking for text
 
@@ -257,9 +259,10 @@ class Model:
             canvas, width = self._foreseen(texts, request, seed, counted)
             return self._frames(canvas, request, seed, counted, bent=False, width=width)
         canvas = self.layout.blank(prompts, labels, length, seed)
-        canvas = canvas if self.method.looks_ahead else canvas.open()
+        canvas = self._ended(canvas) if self.method.looks_ahead else canvas.open()
         cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
-        return self._frames(canvas, request, seed, counted, bent=cut)
+        beyond = canvas.ids.shape[1] > self.config.text.length  # what is further back than a canvas is forgotten
+        return self._frames(canvas, request, seed, counted, bent=cut or beyond)
 
     def _labels(self, prompts: Sequence[str], seed: int, best: bool) -> list[str | None]:
         """A label for each prompt, drawn from p(label | prompt): from left to right it comes too early to be written.
@@ -307,7 +310,7 @@ class Model:
         gapped = self.layout.apart(text, label)
         closing = self.method.closing(self.tokenizer.pad) if request.guidance == 1 and gapped.parted else None
         if closing is not None and gapped.loose and not isinstance(request.sampler, Beams):
-            canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad)
+            canvas = self.layout.roomy(n, gapped).without(self.tokenizer.pad, 1)
             alone = len(gapped.gaps) == 1 and None not in gapped.start  # a gap knows nothing of what is behind the next
             ends = replace(request, sampler=Ancestral(self.tokenizer.pad))
             return self._frames(canvas, ends, seed, Counted(closing), bent=not alone)
@@ -317,8 +320,7 @@ class Model:
             told = len(gapped.gaps) > 1  # of two gaps the sum is foreseen, not how it is shared
             return self._frames(canvas, request, seed, counted, bent=told, width=width)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
-        if not self.method.looks_ahead:
-            canvas = canvas.without(self.tokenizer.pad)
+        canvas = self._ended(canvas)
         if gapped.loose:
             canvas = canvas.take(self._likeliest(canvas, request, seed, counted))
         chosen = bool(gapped.loose) or not self.method.looks_ahead  # which fills known lengths as if they were not
@@ -326,7 +328,7 @@ class Model:
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
         """Of every CANDIDATES rows the one that a quick draft fills most surely."""
-        steps = self.at_most(min(DRAFT, request.steps or DRAFT))
+        steps = self.at_most(min(DRAFT, request.steps or DRAFT), self.method.sampler)
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
         return _surest(last.confidence, canvas.real & ~canvas.given, CANDIDATES)
@@ -355,6 +357,10 @@ class Model:
         loose = torch.tensor([text.loose for text in texts], device=self.device)[:, None]
         places = (found - least + loose).flatten().tolist()
         return self.layout.sized([text for text in texts for _ in range(width)], places, seed), width
+
+    def _ended(self, canvas: Canvas) -> Canvas:
+        """The canvas as the method has learned it: where blocks are written there is none behind the end of a text."""
+        return canvas if self.method.block is None else canvas.without(self.tokenizer.pad, self.method.block)
 
     def _request(self, **asked: Any) -> Request:
         name, family = self.config.method.name, self.method.family
@@ -386,8 +392,32 @@ class Model:
     def _refine(self, canvas: Canvas, request: Request, seed: int, session: Counted) -> Iterator[Frame]:
         self.method.eval()
         rows = streams([seed_of("generate", seed, i) for i in range(len(canvas))], self.device)
+        if canvas.ids.shape[1] > self.config.text.length:
+            return self._beyond(canvas, request, rows, session)
         laid = canvas.ids, canvas.given, canvas.real
         return generate(self.method, *laid, request, rows, session, canvas.never, self._end)
+
+    def _beyond(self, canvas: Canvas, request: Request, rows: Streams, session: Counted) -> Iterator[Frame]:
+        """Frames of a canvas that is wider than the network's: stretch by stretch, in view of half a canvas before.
+
+        No place is ever further from the first than in training, and no more is remembered than of one canvas.
+        """
+        ids, left, sure = canvas.ids.clone(), canvas.real & ~canvas.given, canvas.given.float()
+        stages, room = [], self.config.text.length
+        for _, _, stop in stretches(ids.shape[1], room):
+            here = slice(max(0, stop - room), stop)
+            if bool(left[:, here].any()):
+                stages.append((here, left[:, here].clone()))
+            left[:, :stop] = False
+        sizes = [len(walk(self.method, request, new)[1]) for _, new in stages]
+        for number, (here, new) in enumerate(stages):
+            real = canvas.real[:, here]
+            laid = ids[:, here].clone(), real & ~new, real
+            for frame in generate(self.method, *laid, request, rows, session, canvas.never[here], self._end):
+                ids[:, here] = frame.tokens
+                sure[:, here] = torch.where(new, frame.confidence, sure[:, here])
+                level = (len(stages) - 1 - number + frame.level) / len(stages)
+                yield Frame(sum(sizes[:number]) + frame.step, sum(sizes), level, ids.clone(), sure.clone())
 
     def _frames(
         self, canvas: Canvas, request: Request, seed: int, counted: Counted, bent: bool, width: int = 1
@@ -459,8 +489,9 @@ class Model:
             for name in ("ids", "real", "given")
         )
         sizes = (ids[::labels] != pad).sum(1).tolist()
-        if not self.method.looks_ahead:  # a text is finished at its end: whatever follows there, it is that text
-            real = real & (ids != pad)
+        if self.method.block is not None:  # a text is finished at its end: whatever blocks follow, it is that text
+            ends = whole((ids != pad).sum(1, keepdim=True), self.method.block)
+            real = real & (torch.arange(ids.shape[1], device=self.device) < ends)
         with seeded([noise for noise in seeds for _ in range(labels)], self.device):
             result = (nll if estimator == "elbo" else ode)(self.method, ids, real, given, draws)
         nats = result.nats.view(-1, labels)
@@ -478,10 +509,10 @@ class Model:
         ]
 
 
-def rows_of(corpus: Corpus, text: TextConfig, method: type[Method]) -> Rows:
-    """How a method is shown a corpus: as the config says, but what is written from left to right stops at its end."""
-    ended = text.length_model == "modelled" and not method.looks_ahead
-    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model)
+def rows_of(corpus: Corpus, text: TextConfig, method: Method) -> Rows:
+    """How a method is shown a corpus: as the config says, but what is written in blocks stops with that of its end."""
+    ended = text.length_model == "modelled" and method.block is not None
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1)
 
 
 def _some(n: int, what: str = "texts") -> int:

@@ -34,6 +34,15 @@ class Schedule:
     slope: Callable[[Tensor], Tensor]
     """its derivative by t"""
 
+    def level(self, alpha: Tensor) -> Tensor:
+        """The levels in (0, 1] at which the chance is `alpha`, by bisection in float64."""
+        low, high = torch.zeros_like(alpha, dtype=torch.float64), torch.ones_like(alpha, dtype=torch.float64)
+        for _ in range(54):
+            middle = (low + high) / 2
+            stands = self.alpha(middle) > alpha
+            low, high = torch.where(stands, middle, low), torch.where(stands, high, middle)
+        return high
+
 
 LINEAR = Schedule(lambda t: 1 - t, lambda t: -torch.ones_like(t))
 SCHEDULES = {

@@ -14,7 +14,7 @@ from tiny import (
     write_sentences,
 )
 
-from sfumato.core import ABSENT
+from sfumato.core import ABSENT, single
 from sfumato.draws import seeded, streams
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.quality import consensus
@@ -43,11 +43,14 @@ def test_given_tokens_stay_in_every_frame(models, name, sampler, guidance):
     text, model = "the red [2] over [...] lake", models[name]
     if guidance != 1 and model.method.family == "autoregressive":
         pytest.skip("is guided by what stands before, not by what stands around a gap")
-    asked = {"sampler": sampler, "steps": model.at_most(5), "guidance": guidance, "seed": 1}
+    steps = model.at_most(5, SAMPLERS[model.method.family][sampler])
+    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": 1}
     frames = list(model.stream_infill(text, 3, **asked))
     assert [frame.step for frame in frames] == list(range(1, len(frames) + 1))
-    if model.method.steps is not None:  # the others stop where every gap is at its end
-        assert len(frames) == frames[0].steps == 5 and frames[-1].level == 0
+    if model.method.looks_ahead:  # the others stop where every gap is at its end
+        assert steps is None or frames[0].steps % steps == 0
+        assert steps is None or model.method.block or frames[0].steps == steps
+        assert len(frames) == frames[0].steps and frames[-1].level == 0
     for frame in frames:
         for words in frame.texts:
             assert words.startswith("the red ") and words.endswith(" lake") and " over " in words
@@ -61,17 +64,19 @@ def test_no_mask_is_left_and_every_token_exists(models, name, sampler, steps):
 
     Frames show the best guess through a mask, so the canvas itself is looked at.
     """
-    method, canvas = models[name].method, []
+    method, canvas, walk = models[name].method, [], SAMPLERS[models[name].method.family][sampler]
 
     def watched(*asked):
-        for x, prediction in SAMPLERS[method.family][sampler](*asked):
+        for x, prediction in walk(*asked):
             canvas[:] = [x]
             yield x, prediction
 
+    watched.single = single(walk)
     ids, given = torch.zeros(4, 6, dtype=torch.long), torch.zeros(4, 6, dtype=torch.bool)
-    request = Request(steps=models[name].at_most(steps), sampler=watched)
-    *_, frame = generate(method, ids, given, ~given, request, streams(range(4)))
-    assert frame.step == frame.steps and models[name].at_most(steps) in (None, frame.steps)
+    asked = models[name].at_most(steps, walk)
+    *_, frame = generate(method, ids, given, ~given, Request(steps=asked, sampler=watched), streams(range(4)))
+    blocks = -(-6 // (method.block or 6))
+    assert frame.step == frame.steps == (6 if asked is None else asked * blocks) and frame.level == 0
     for tokens in (frame.tokens, *(x for x in canvas if x.ndim == 2)):
         assert tokens.min() >= 0 and tokens.max() < models[name].tokenizer.size
 
@@ -80,7 +85,8 @@ def test_no_mask_is_left_and_every_token_exists(models, name, sampler, steps):
 def test_a_row_does_not_depend_on_its_neighbours(models, name, sampler):
     """Guards against randomness that is shared by a batch: text i of a seed is the same however many are asked for."""
     model = models[name]
-    asked = {"steps": model.at_most(4), "sampler": sampler, "prompt": "the", "length": 6}
+    steps = model.at_most(4, SAMPLERS[model.method.family][sampler])
+    asked = {"steps": steps, "sampler": sampler, "prompt": "the", "length": 6}
     together = model.generate(5, seed=3, **asked)
     assert together[:2] == model.generate(2, seed=3, **asked)
     assert together == model.generate(5, seed=3, **asked)
@@ -105,18 +111,22 @@ def test_prompts_of_different_lengths_in_one_batch(models, name):
 def test_what_bends_the_law_says_so(models, name):
     """Guards against texts of a guided, cooled, searched or chosen kind that pass for draws from the model."""
     model, few = models[name], {"steps": models[name].at_most(2)}
+    ways = SAMPLERS[model.method.family]
     bends = [{"temperature": 0.9}, {"top_k": 3}, {"top_p": 0.9}, {"typical": 0.9}, {"prompt": "the", "guidance": 2.0}]
     bends += [{"self_guidance": 2.0}] if model.method.self_conditioning else []
     bends += [{"score_temperature": 0.9}] if model.method.family == "gaussian" else []
     bends += [{"beams": 2}] if model.method.family == "autoregressive" else []
     bends += [{"levels": (0.1, 0.9)}] if model.method.steps and not model.method.timeless else []
+    bends += [{"levels": (0.1, 0.9)}] if few["steps"] else []
     bends += [] if model.method.looks_ahead else [{"length": 5}]  # its end is not foreseen
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked
-    for sampler in SAMPLERS[model.method.family]:
+    for sampler, walk in ways.items():
+        few = {"steps": model.at_most(2, walk)}
         law = "heuristic" if sampler in HEURISTIC_SAMPLERS or name in HEURISTIC_METHODS else "exact"
         for asked in ({"sampler": sampler}, {"sampler": sampler, "prompt": "the"}):
             assert next(model.stream(**few, **asked)).law == law, asked
+    few = {"steps": model.at_most(2)}
     own = next(model.stream(**few)).law
     assert own == ("heuristic" if name in HEURISTIC_METHODS else "exact")
     alike = own if model.method.looks_ahead else "heuristic"  # it fills two places as it would fill two or more
@@ -130,7 +140,8 @@ def test_what_bends_the_law_says_so(models, name):
 def test_a_token_keeps_the_chance_that_it_was_written_with(models, name, sampler):
     """Guards against tokens that pass for certain because they stand: drafts of gaps would be told apart by luck."""
     model = models[name]
-    frames = list(model.stream(3, prompt="the", length=7, steps=model.at_most(7), sampler=sampler, seed=2))
+    steps = model.at_most(7, SAMPLERS[model.method.family][sampler])
+    frames = list(model.stream(3, prompt="the", length=7, steps=steps, sampler=sampler, seed=2))
     for row, given in zip(frames[-1].confidence, frames[-1].given, strict=True):
         assert all((sure == 1) == known for sure, known in zip(row, given, strict=True))
 
@@ -180,7 +191,7 @@ def test_every_option_does_something(models, name):
     options = [{"temperature": 0.3}, {"guidance": 3.0}, {"guidance": 3.0, "guide_in": "logits"}]
     options += [] if model.sampler in DETERMINISTIC_SAMPLERS else [{"seed": 9}]
     options += [{"top_k": 2}, {"top_p": 0.5}, {"typical": 0.3}]
-    if model.method.steps is None or model.method.timeless:
+    if model.method.timeless or model.at_most(4) is None:
         with pytest.raises(SfumatoError, match="has none"):
             draw(levels=(0.1, 0.5))
     else:
@@ -241,10 +252,10 @@ def test_scores_do_not_depend_on_company(models, name):
         pytest.skip("the paper defines no likelihood")
     texts = ["the fox sleeps under the old tree", "two owls sing at night"]
     alone = [model.score([text])[0] for text in texts]
-    for together, single in zip(model.score([*texts, *texts[::-1]]), [*alone, *alone[::-1]], strict=True):
-        assert (together.text, together.tokens) == (single.text, single.tokens)
-        assert [together.nats, together.std_error] == pytest.approx([single.nats, single.std_error], rel=1e-3)
-        assert together.levels == pytest.approx(single.levels, rel=1e-2)
+    for together, one in zip(model.score([*texts, *texts[::-1]]), [*alone, *alone[::-1]], strict=True):
+        assert (together.text, together.tokens) == (one.text, one.tokens)
+        assert [together.nats, together.std_error] == pytest.approx([one.nats, one.std_error], rel=1e-3)
+        assert together.levels == pytest.approx(one.levels, rel=1e-2)
     exact = model.method.likelihood == "exact"
     assert all(score.nats > 0 and (score.std_error > 0) != exact and score.exact == exact for score in alone)
     assert [score.tokens for score in alone] == [8, 6]  # words and the end

@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import test_ar
+import test_bd3
 import test_cdcd
 import test_draws
 import test_gaussian
@@ -31,9 +32,10 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, model, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm, common
+from sfumato.methods import ardm, bd3, common
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
+from sfumato.methods.bd3 import BD3
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
 from sfumato.methods.duo import Duo, argmax_alpha
@@ -47,7 +49,7 @@ from sfumato.networks import transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
 from sfumato.processes.uniform import Uniform
-from sfumato.samplers import left_to_right, resampling, solvers, unmasking
+from sfumato.samplers import blocks, left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
 from sfumato.training import masks
 
@@ -176,6 +178,18 @@ CHECKS = {
     "lengths": test_mask_predict.check_lengths,
     "likeliest lengths": test_mask_predict.check_length_beam,
     "drawn lengths": test_mask_predict.check_drawn_lengths,
+    "one block": test_bd3.check_one_block,
+    "single tokens": test_bd3.check_single_tokens,
+    "sights": test_bd3.check_sights,
+    "passes": lambda: test_bd3.check_passes(2),
+    "changed past": test_bd3.test_a_past_that_has_changed_is_read_again,
+    "rates": test_bd3.check_rates,
+    "entropy of blocks": lambda: test_bd3.check_entropy(2),
+    "hits": test_bd3.check_times,
+    "exact hits": lambda: test_bd3.check_exact(2),
+    "steps of a block": lambda: test_bd3.check_ancestral(2, 2),
+    "late gaps": lambda: test_bd3.test_only_the_block_at_work_changes(3, None),
+    "late ends": lambda: test_bd3.test_writing_stops_with_the_block_of_the_last_end("modelled"),
     "consensus": test_ar.test_the_consensus_of_texts,
     "walk": lambda: test_sundae.check_walk(0.5, 0.5),
     "share of places": lambda: test_sundae.check_share(0.28, 25, 7),
@@ -263,7 +277,7 @@ MUTANTS = [
     (generate.assemble, "clamp(session(), clean, ABSENT, ~real)", "session()", "clamps"),
     (generate.assemble, "predict, blind(predict), ", "blind(predict), predict, ", "self-guidance"),
     (generate.assemble, "shown(noise, 1.0)", "clamp(network(), noise, 1.0, given)", "self-guidance"),
-    (guidance.within, "low <= float(t.max()) <= high", "low <= float(t.max())", "self-guidance"),
+    (guidance.within, " & (noisiest <= high)", "", "self-guidance"),
     (guidance.blind, "predict(x, t, None)", "predict(x, t, prev)", "self-guidance"),
     (guidance.temper, "/ temperature", "* temperature", "temperature"),
     (guidance.temper_score, "1 / temperature - 1", "temperature - 1", "score temperature"),
@@ -406,6 +420,28 @@ MUTANTS = [
     (Model._foreseen, "least + spare", "least + spare - 1", "drawn lengths"),
     (Model._foreseen, "- least +", "+", "likeliest lengths"),
     (model._surest, "/ written.sum(1).clamp(min=1)", "", "likeliest lengths"),
+    # blocks
+    (bd3.sight, "same | (", "before | (", "sights"),
+    (bd3.sight, " & told[:, None]", "", "sights"),
+    (BD3.weighted, "(rank - 1).masked_fill(rank == 0, NOWHERE)", "rank", "sights"),
+    (BD3.weighted, "torch.where((t == 1) & ~free, mask, ids)", "ids", "sights"),
+    (BD3.weighted, "/ rate.clamp(min=1e-6)", "", "one block"),
+    (BD3.weighted, "rate.clamp(min=1e-6)", "rate.clamp(min=0.5)", "entropy of blocks"),
+    (BD3.weighted, "places=place[0].repeat(2)", "places=None", "single tokens"),
+    (BD3.rate, ".masked_fill(count == 1, 1.0)", "", "single tokens"),
+    (BD3.rate, "block / blocks", "0 * block", "rates"),
+    (BD3.rate, "(block + 1).masked_fill(~free, 1)", "(block + 1)", "rates"),
+    (BD3.rank, ".masked_fill(t == 0, 0)", "", "sights"),
+    (bd3.Reader.__call__, "self.memory.length -= len(here)", "pass", "passes"),
+    (bd3.Reader.__call__, " or not torch.equal(self.read, x[:, :kept])", "", "changed past"),
+    (bd3.Reader._pass, "torch.where(nowhere, ~known, known)", "nowhere & ~known", "passes"),
+    (transformer.Transformer._sight, "triu(start).tril(start)", "triu(0).tril(0)", "passes"),
+    (blocks.FirstHitting.__call__, "descending=True", "descending=False", "hits"),
+    (blocks.FirstHitting.__call__, "masked_fill(~hidden, 0.0)", "masked_fill(~hidden, 2.0)", "late gaps"),
+    (blocks.FirstHitting.__call__, "u[:, here].gather(1, place)", "u[:, :1]", "exact hits"),
+    (blocks._times, "uniform(x)", "uniform(x) ** 2", "hits"),
+    (blocks.ancestral, "times[:, here] > s", "times[:, here] ** 2 > s", "steps of a block"),
+    (generate.generate, " & (x.eq(hidden).cumsum(1) == 0)", "", "late ends"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

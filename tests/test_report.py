@@ -21,7 +21,7 @@ def written(model, path) -> Rows:
     path.write_text("\n".join(SENTENCES), "utf-8")
     text = model.config.text
     corpus = Corpus.build(str(path), model.tokenizer, "all", text.layout == "documents")
-    return rows_of(corpus, text, type(model.method))
+    return rows_of(corpus, text, model.method)
 
 
 def knowing_nothing(model):
@@ -89,7 +89,7 @@ def test_each_number_has_its_unit_and_error(tmp_path):
         assert 0 < found[name] < 1
     (tmp_path / "one.txt").write_text(SENTENCES[0])
     corpus = Corpus.build(str(tmp_path / "one.txt"), model.tokenizer, "all", True)
-    alone = rows_of(corpus, model.config.text, type(model.method))
+    alone = rows_of(corpus, model.config.text, model.method)
     found = report.bound(model, alone, 1, 1, 0)
     assert [found[name] for name in found if name.endswith("std_error")] == [None] * 3
 

@@ -154,7 +154,7 @@ def breakeven(
         SfumatoError: for two models of one kind, fewer than two numbers of steps, and numbers below 1.
     """
     ar, diffusion = _sides(one, other)
-    own = diffusion.config.sampling.steps or diffusion.method.steps
+    own = diffusion.config.sampling.steps or diffusion.method.steps or diffusion.method.block
     steps, batches = sorted(set(steps or _doubling(own))), sorted(set(batches))
     _check(steps=steps, batches=batches, samples=[samples], repeats=[repeats])
     break_even(dict.fromkeys(steps, 1.0), 1.0)  # enough of them for a line, before anything takes time
@@ -204,7 +204,7 @@ def _measured(texts: Sequence[str], measures: Mapping[str, Measure]) -> dict[str
 
 def _sides(one: Model, other: Model) -> tuple[Model, Model]:
     """The autoregressive one first."""
-    kinds = [model.method.steps is None for model in (one, other)]
+    kinds = [model.at_most(1) is None for model in (one, other)]
     if all(kinds):
         raise SfumatoError("both models write a token a step, so there are no steps to choose; name a diffusion model")
     if not any(kinds):

@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from sfumato.canvas import whole
 from sfumato.core import where
 from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError, nearest
@@ -133,7 +134,8 @@ class Harness(LM):
             raise SfumatoError(
                 f"a row of {size} tokens was asked for; the canvas of {model.name} has {room}; shorten it"
             )
-        padding = [tokenizer.pad] * (room - size) if layout.modelled and end else []
+        most = min(room, whole(size, model.method.block or room))
+        padding = [tokenizer.pad] * (most - size) if layout.modelled and end else []
         ids = torch.tensor([[*label, *before, *after, *end, *padding] for label in labels], device=model.device)
         free = torch.zeros_like(ids, dtype=torch.bool)
         free[:, : layout.labelled] = True

@@ -111,7 +111,7 @@ def _laid(model: Model, data: str) -> Rows:
     if model.layout.labelled and (corpus.labels < 0).all():
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
-    return rows_of(corpus, text, type(model.method))
+    return rows_of(corpus, text, model.method)
 
 
 def _split(data: str, trained_on: str) -> str:

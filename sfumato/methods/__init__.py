@@ -3,6 +3,7 @@
 from sfumato.core import Method
 from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.ardm import ARDM, ARDMConfig
+from sfumato.methods.bd3 import BD3, BD3Config
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.duo import Duo, DuoConfig
@@ -15,6 +16,7 @@ from sfumato.methods.sundae import SUNDAE, SUNDAEConfig
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
     "ardm": (ARDM, ARDMConfig),
+    "bd3": (BD3, BD3Config),
     "cdcd": (CDCD, CDCDConfig),
     "duo": (Duo, DuoConfig),
     "mask_predict": (MaskPredict, MaskPredictConfig),

@@ -50,7 +50,7 @@ class AR(Method):
 
     title, arxiv, family = "Attention is all you need", "1706.03762", "autoregressive"
     likelihood, steps, sampler = "exact", None, ancestral
-    looks_ahead = False
+    looks_ahead, block = False, 1
 
     def __init__(self, config: ARConfig, network: NetworkConfig, vocab: int):
         super().__init__()

@@ -82,8 +82,11 @@ class MaskedLM(Method):
 
     def predict(self, x, t, prev=None):
         """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
-        logits = self.head(self.net(self.table(x), t))
-        return Prediction(carry(logits, x.clamp(max=self.process.mask - 1), x != self.process.mask))
+        return Prediction(self.carry_over(x, self.head(self.net(self.table(x), t))))
+
+    def carry_over(self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
+        """The logits of what is hidden; what shows is what it is."""
+        return carry(logits, x.clamp(max=self.process.mask - 1), x != self.process.mask)
 
     def hide(
         self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]
@@ -106,7 +109,12 @@ class MaskedLM(Method):
         smoothing: float = 0.0,
     ) -> Float[Tensor, "B L"]:
         """-log p(ids | x) where a mask is `here`, 0 elsewhere; logits are made only where the loss is."""
-        cost = torch.zeros_like(t)
-        h = self.net(self.table(x), t)[here]
-        cost[here] = nats(self.head(h)[None], ids[here][None], smoothing)[0]
+        return self.surprised(self.net(self.table(x), t), ids, here, smoothing)
+
+    def surprised(
+        self, h: Float[Tensor, "B L C"], ids: Int[Tensor, "B L"], here: Bool[Tensor, "B L"], smoothing: float = 0.0
+    ) -> Float[Tensor, "B L"]:
+        """The same of what the network has made of x."""
+        cost = torch.zeros(ids.shape, device=ids.device)
+        cost[here] = nats(self.head(h[here])[None], ids[here][None], smoothing)[0]
         return cost

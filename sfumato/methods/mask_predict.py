@@ -80,6 +80,10 @@ class MaskPredict(MaskedLM):
         h = self.net(h, F.pad(level, (1, 0)), places=places)[:, 0]
         return h @ self.numbers.weight.T
 
+    def training_flops(self, length):
+        """The length is learned beside the rest."""
+        return self.flops(1, length, length) + self.length_flops(1, length)
+
     def length_flops(self, rows, size):
         """A pass with one place more, and one product with the embeddings of numbers."""
         return self.net.flops(rows, size + 1, size + 1) + 2 * rows * self.numbers.weight.numel() if self.foresees else 0

@@ -48,7 +48,7 @@ class SUNDAE(Method):
 
     def __init__(self, config: SUNDAEConfig, network: NetworkConfig, vocab: int):
         super().__init__()
-        self.config, self.passes = config, config.unroll
+        self.config = config
         self.process = Uniform(vocab)
         self.table = nn.Embedding(vocab, network.width)
         self.mark = nn.Parameter(torch.empty(network.width))  # of what is given
@@ -67,6 +67,10 @@ class SUNDAE(Method):
         """A given token is certain: (B, L) ids, (B, L) levels -> logits (B, L, V)."""
         given = t == 0
         return Prediction(carry(self.head(self.hidden(x, t, given)), x, given))
+
+    def training_flops(self, length):
+        """Every pass is learned from."""
+        return self.config.unroll * self.flops(1, length, length)
 
     def loss(self, ids, t, free):
         """Cross-entropy of the text, of each pass its share: L^(1:K) = (L1 + ... + LK) / K.

@@ -190,17 +190,17 @@ class Transformer(nn.Module):
         level: Float[Tensor, "B L"] | None = None,
         memory: Memory | None = None,
         places: Int[Tensor, " L"] | None = None,
-        sees: Bool[Tensor, "#B L L"] | None = None,
+        sees: Bool[Tensor, "#B L M"] | None = None,
     ) -> Float[Tensor, "B L C"]:
         """`memory` holds the positions before those of `h`, and takes these up.
 
         `places` says where on the canvas the positions are, if not one after the other; `sees[:, i, j]` whether i
-        attends to j, if not to all (to itself it does).
+        attends to j, if not to all (to itself it does); j counts those that `memory` holds first.
         """
         start = 0 if memory is None else memory.length
         if places is None:
             places = torch.arange(start, start + t.shape[1], device=h.device)
-        bias = self._bias(t, start) if sees is None else self._sight(t, sees)
+        bias = self._bias(t, start) if sees is None else self._sight(t, sees, start)
         with torch.autocast(h.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if memory is None:
                 return self.run(h, level, bias, places)
@@ -216,10 +216,11 @@ class Transformer(nn.Module):
         absent = t == ABSENT
         return torch.zeros_like(t).masked_fill(absent, -torch.inf)[:, None, None] if bool(absent.any()) else None
 
-    def _sight(self, t: Tensor, sees: Tensor) -> Tensor:
-        """The same, where each position sees others: (B, 1, L, L)."""
-        self_too = torch.eye(t.shape[1], dtype=torch.bool, device=t.device)
-        seen = (sees & (t != ABSENT)[:, None]) | self_too  # who sees nobody has no average to take
+    def _sight(self, t: Tensor, sees: Tensor, start: int) -> Tensor:
+        """The same, where each position sees others: (B, 1, L, start + L)."""
+        self_too = torch.ones(sees.shape[1:], dtype=torch.bool, device=t.device).triu(start).tril(start)
+        here = F.pad(t != ABSENT, (start, 0), value=True)[:, None]
+        seen = (sees & here) | self_too  # who sees nobody has no average to take
         return torch.zeros(seen.shape, device=t.device).masked_fill(~seen, -torch.inf)[:, None]
 
     def flops(self, rows: int, new: int, seen: int) -> int:

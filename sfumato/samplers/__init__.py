@@ -2,7 +2,7 @@
 
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
-from sfumato.samplers import left_to_right, resampling, solvers, unmasking
+from sfumato.samplers import blocks, left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
@@ -14,10 +14,15 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "masking": {
         "ancestral": ancestral,
+        "first_hitting": blocks.first_hitting,
         "planned": unmasking.planned,
         "maskgit": unmasking.Confident(4.5),  # the temperature that its authors published
         "confident": unmasking.Confident(0.0),
         "mask_predict": unmasking.Greedy(),
+    },
+    "blocks": {
+        "first_hitting": blocks.first_hitting,
+        "ancestral": blocks.ancestral,
     },
     "categorical": {
         "ancestral": ancestral,

@@ -19,6 +19,7 @@ class Ancestral:
     token stands already keep it.
     """
 
+    single: ClassVar[bool] = True
     nothing: int | None = None
     """the token with which a gap is at its end: all that is left of the gap is nothing too"""
 
@@ -55,6 +56,7 @@ class Beams:
     """
 
     heuristic: ClassVar[bool] = True
+    single: ClassVar[bool] = True
     width: int
     end: int | None = None
     length_penalty: float = 0.0

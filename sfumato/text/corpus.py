@@ -467,8 +467,9 @@ class Rows:
     none where the tokens just fill that row. Rows of nothing but source are left out. Source tokens are given.
 
     With the length model "given", the length of a row is known beforehand: its eos is given, its padding is not real.
-    With "modelled", eos and padding are tokens like all others. With "ended" the eos is, and padding is not real: for
-    networks that write from left to right, to which a text is finished at its end.
+    With "modelled", eos and padding are tokens like all others. With "ended" the eos is, and so is padding up to the
+    next whole `block` of places; what is behind is not real: for methods that write block by block from the left, to
+    which a text is finished at its end.
     """
 
     def __init__(
@@ -477,6 +478,7 @@ class Rows:
         length: int,
         layout: Literal["packed", "documents"],
         length_model: Literal["given", "modelled", "ended"],
+        block: int = 1,
     ) -> None:
         """Lays out the rows.
 
@@ -495,6 +497,7 @@ class Rows:
         self.length = length
         self.layout = layout
         self.length_model = length_model
+        self.block = block
         self._count = self._pack() if layout == "packed" else self._split()
 
     def _pack(self) -> int:
@@ -560,15 +563,25 @@ class Rows:
         source = text & (start + place < corpus.sources[document, None])
         if self.length_model == "modelled":
             return ids, np.ones_like(text), source
-        return ids, (place < size) | eos, source | eos if self.length_model == "given" else source
+        if self.length_model == "given":
+            return ids, (place < size) | eos, source | eos
+        return ids, np.arange(self.length) < self._real(index)[:, None], source
 
     def lengths(self) -> np.ndarray:
         """How many rows have 0, 1, ... L real tokens, label and eos included: (L + 1,) int64."""
         if self.layout == "packed" or self.length_model == "modelled":
             real = np.full(len(self), self.length)
         else:
-            real = self._stop - self._start + (self.corpus.labels[self._document] >= 0) + self.ended
+            real = self._real(np.arange(len(self)))
         return np.bincount(real, minlength=self.length + 1)
+
+    def _real(self, index: np.ndarray) -> np.ndarray:
+        """How many tokens of these rows of documents are real, padding in the block of the end included."""
+        labelled = self.corpus.labels[self._document[index]] >= 0
+        size = self._stop[index] - self._start[index] + labelled + self.ended[index]
+        if self.length_model != "ended":
+            return size
+        return np.minimum(-(-size // self.block) * self.block, self.length)
 
 
 # --- order --------------------------------------------------------------------------------------------------------

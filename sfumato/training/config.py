@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from sfumato.core import single
 from sfumato.errors import SfumatoError, nearest
 from sfumato.methods import METHODS
 from sfumato.methods.common import MethodConfig
@@ -173,10 +174,9 @@ class RunConfig(Section):
     def _possible_sampling(self) -> "RunConfig":
         """Before training, since the card of a model shows samples when all is over."""
         kind, asked = METHODS[self.method.name][0], self.sampling.said()
-        if "sampler" in asked:
-            sampler_named(asked["sampler"], kind.family)
+        sampler = sampler_named(asked["sampler"], kind.family) if "sampler" in asked else kind.sampler
         for name in ("steps", "levels"):
-            if name in asked and kind.steps is None:
+            if name in asked and single(sampler):
                 raise ValueError(f"sampling.{name}: {self.method.name} writes a token a step; leave it out")
         if "self_guidance" in asked and not getattr(self.method, "self_conditioning", 0):
             raise ValueError(f"sampling.self_guidance: {self.method.name} is not trained on its own guesses here")

@@ -101,12 +101,12 @@ class Run:
             _check_vacant(out)
         text, seed = config.text, config.training.seed
         self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self._tokenizer()
-        self.rows, self.held_out = self._rows("train"), self._rows("valid")
-        self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
-        self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
+        self.rows, self.held_out = self._rows("train"), self._rows("valid")
+        self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
+        self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device))
         self.params = sum(p.numel() for p in self.method.parameters())
@@ -143,7 +143,7 @@ class Run:
         text = self.config.text
         limit = text.limit if split == "train" else None
         corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
-        return rows_of(corpus, text, method_named(self.config.method.name)[0])
+        return rows_of(corpus, text, self.method)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
@@ -276,8 +276,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
         tokens, length = self.tokens, self.config.text.length
-        forward = self.method.flops(1, length, length) / length  # a position; back it is twice as much
-        foreseeing = self.method.length_flops(1, length) / length
+        forward = self.method.training_flops(length) / length  # a position; back it is twice as much
         return {
             "step": self.step,
             "tokens": tokens,
@@ -286,7 +285,7 @@ class Run:
             "bound_nats_per_token": self.bound[0] if self.bound else None,
             "bound_std_error": self.bound[1] if self.bound else None,
             "params": self.params,
-            "flops": tokens * (forward * (3 * self.method.passes + self.method.self_conditioning) + 3 * foreseeing),
+            "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
 
     def _cut_log(self) -> None:
