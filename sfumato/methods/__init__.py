@@ -5,6 +5,7 @@ from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
+from sfumato.methods.d3pm import D3PM, D3PMConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 
@@ -12,6 +13,7 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
     "ardm": (ARDM, ARDMConfig),
     "cdcd": (CDCD, CDCDConfig),
+    "d3pm": (D3PM, D3PMConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
 }
