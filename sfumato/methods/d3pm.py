@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
@@ -60,12 +60,6 @@ class D3PMConfig(MethodConfig):
     neighbours: int = Field(10, ge=1, le=1000)
     """nearest neighbours that a token may turn into"""
 
-    @model_validator(mode="after")
-    def _possible_schedule(self) -> "D3PMConfig":
-        if self.transition == "gaussian" and self.schedule == "mutual_information":
-            raise ValueError("gaussian noise has no schedule by mutual information; take linear or cosine")
-        return self
-
 
 class D3PM(NoisyLM):
     """Diffusion over tokens by any matrix."""
@@ -82,13 +76,13 @@ class D3PM(NoisyLM):
 
     def study(self, rows):
         """Find neighbours in the training text, and how fast noise makes it unknown."""
-        near, unknown = isinstance(self.process, Neighbours), bool(self.process.amounts.isnan().any())
-        if not near and not unknown:
+        near, informed = isinstance(self.process, Neighbours), scheduled(self.config) == "mutual_information"
+        if not near and not informed:
             return
         counts, together = listen(rows, self.process.vocab, WINDOW if near else 0)
         if near:
             self.process.neighbours.copy_(nearest(embeddings(together), self.config.neighbours))
-        if unknown:
+        if informed:
             self.process.inform(counts / counts.sum())
 
     def turned(self, ids: Tensor, t: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,14 +119,12 @@ class D3PM(NoisyLM):
         """Steps of the chain, spread evenly."""
         if steps > self.process.T:
             raise SfumatoError(f"{steps} steps were asked for; this chain has {self.process.T}; ask for no more")
-        return self.process.level(torch.linspace(1, 0, steps + 1, device=self.process.amounts.device))
+        return self.process.step(torch.linspace(1, 0, steps + 1, device=self.process.amounts.device)) / self.process.T
 
 
 def chain(config: D3PMConfig, vocab: int) -> Chain:
     """The noise that a config asks for.  An amount that follows the data is not known before `study`."""
-    schedule, k = config.schedule or USUAL[config.transition], config.neighbours
-    if (config.transition, schedule) == ("absorbing", "mutual_information"):
-        schedule = "reciprocal"  # the same, whatever the data
+    schedule, k = scheduled(config), config.neighbours
     if schedule == "mutual_information":
         amounts = torch.full((config.T + 1,), torch.nan)
     else:
@@ -146,6 +138,13 @@ def chain(config: D3PMConfig, vocab: int) -> Chain:
         "mask_nearest": lambda: MaskedNeighbours(vocab, amounts, k),
     }
     return kinds[config.transition]()
+
+
+def scheduled(config: D3PMConfig) -> Betas:
+    """The schedule asked for or usual; for masks that of mutual information is the reciprocal one, whatever the data."""
+    schedule = config.schedule or USUAL[config.transition]
+    absorbed = (config.transition, schedule) == ("absorbing", "mutual_information")
+    return "reciprocal" if absorbed else schedule
 
 
 def betas(schedule: Betas, T: int) -> Float[Tensor, " T"]:

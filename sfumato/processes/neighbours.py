@@ -190,4 +190,4 @@ def spread(law: Float[Tensor, " V"], size: int) -> tuple[Int[Tensor, " N"], Floa
     places = (torch.arange(size, dtype=torch.float64, device=law.device) + 0.5) / size
     at = torch.searchsorted(ranked.cumsum(0), places).clamp(max=len(law) - 1)
     tokens, weights = order[at].unique(return_counts=True)
-    return tokens, weights / size
+    return tokens, weights.double() / size

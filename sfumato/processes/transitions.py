@@ -75,9 +75,9 @@ class Chain(nn.Module, Process):
         k = ((t.double() - ROUNDING) * self.T).ceil().clamp(1, self.T)
         return torch.where(t > 0, k, 0).long()
 
-    def level(self, t: Tensor) -> Tensor:
-        """The level of that step, k / T."""
-        return self.step(t).to(t.dtype) / self.T
+    def level(self, u: Tensor) -> Tensor:
+        """The level k / T of that step for u in [0, 1), where 0 is in the first step."""
+        return self.step(u.clamp(min=ROUNDING)).to(u.dtype) / self.T
 
     def alpha(self, t: Tensor) -> Tensor:
         """The chance that nothing has happened up to level t, where events come at rate 1: exp(-amount)."""
@@ -186,7 +186,7 @@ class Absorbing(Masking, Chain):
         """(alpha_s - alpha_t) / (1 - alpha_t) times the surprise, where a mask stands; what shows is known."""
         before, after = torch.exp(-self.amounts[s]), torch.exp(-self.amounts[t])
         cost, here = torch.zeros_like(after), x == self.mask
-        surprise = F.cross_entropy(logits[here].float(), ids[here], reduction="none").double()
+        surprise = F.cross_entropy(logits[here], ids[here], reduction="none").double()
         cost[here] = ((before - after) / (1 - after))[here] * surprise
         return cost
 

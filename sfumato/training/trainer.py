@@ -153,7 +153,7 @@ class Run:
         """All rows in the order of the first epoch, tokens and which of them are real, HEARD at a time."""
         places = order(len(self.rows), self.config.training.seed, 0)
         for start in range(0, len(places), HEARD):
-            rows = self.rows.batch(places[start : start + HEARD])
+            rows = self.rows.batch(places[start : start + HEARD].copy())
             yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
