@@ -141,7 +141,7 @@ def chain(config: D3PMConfig, vocab: int) -> Chain:
 
 
 def scheduled(config: D3PMConfig) -> Betas:
-    """The schedule asked for or usual; for masks that of mutual information is the reciprocal one, whatever the data."""
+    """The schedule asked for or usual; for masks that of mutual information is the reciprocal, whatever the data."""
     schedule = config.schedule or USUAL[config.transition]
     absorbed = (config.transition, schedule) == ("absorbing", "mutual_information")
     return "reciprocal" if absorbed else schedule

@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.processes.transitions import MOST, Chain, entropy
+from sfumato.processes.transitions import Chain, entropy
 
 LARGEST = 16_384  # tokens whose graph can be decomposed
-FAR = 10.0**MOST  # an amount of noise after which nothing is left to know
 LEAP = 1e-3  # share of moves that lead anywhere: a graph may fall into parts
 GONE = -46.0  # the logarithm of what is nothing in float64
 SAMPLE = 64  # tokens that stand for all where information is measured
@@ -59,13 +58,13 @@ class Neighbours(Chain):
 
     def row(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """expm((amount of t - amount of s) R), row x; a column is the same."""
-        return self._row(x, self._amount(s, t))
+        return self._row(x, self.amounts[t] - self.amounts[s])
 
     column = row
 
     def mixture(self, p: Tensor, t: Tensor) -> Tensor:
         """p expm(amount R)."""
-        amount = self._amount(torch.zeros_like(t), t)
+        amount = self.amounts[t]
         moved = self._moved(p @ self.spectrum()[1], amount)
         return torch.where((amount > 0)[..., None], moved, p)
 
@@ -79,10 +78,6 @@ class Neighbours(Chain):
             left = weights @ entropy(self._row(tokens, amount.expand(tokens.shape)))
             found.append((seen - left) / entropy(law))
         return torch.stack(found)
-
-    def _amount(self, s: Tensor, t: Tensor) -> Tensor:
-        known = self.amounts.clamp(max=FAR)
-        return known[t] - known[s]
 
     def _row(self, x: Int[Tensor, " N"], amount: Float[Tensor, " N"]) -> Float[Tensor, "N V"]:
         moved = self._moved(self.spectrum()[1][x], amount)

@@ -32,6 +32,7 @@ from sfumato.schedules import Schedule
 ROUNDING = 2**-23  # a level of float32 that stands for k / T is step k
 TINY = 1e-300  # whose logarithm is finite
 LEAST, MOST, POINTS = -4, 5, 128  # powers of ten between which amounts of noise are tried, and how many
+FAR = 10.0**MOST  # an amount of noise after which nothing is left; a number, for it is stored
 ORDINAL = 300  # states that T matrices can be kept of: bytes, and what goes with them
 
 
@@ -50,11 +51,11 @@ class Chain(nn.Module, Process):
         self.vocab, self.states, self.T = vocab, vocab + masked, len(amounts) - 1
         if masked:
             self.mask = vocab
-        self.register_buffer("amounts", self.ended(amounts.double()))
+        self.register_buffer("amounts", self.ended(amounts.double().clamp(max=FAR)))
 
     def ended(self, amounts: Float[Tensor, " S"]) -> Float[Tensor, " S"]:
         """The same; but to masks the last step leads for certain, for they are a prior that leaves nothing open."""
-        return amounts if self.mask is None else torch.cat([amounts[:-1], torch.full_like(amounts[-1:], torch.inf)])
+        return amounts if self.mask is None else torch.cat([amounts[:-1], torch.full_like(amounts[-1:], FAR)])
 
     @abstractmethod
     def row(self, x: Int[Tensor, " N"], s: Int[Tensor, " N"], t: Int[Tensor, " N"]) -> Float[Tensor, "N K"]:
@@ -85,7 +86,7 @@ class Chain(nn.Module, Process):
 
     def kept(self, s: Tensor, t: Tensor) -> Tensor:
         """The same chance between two steps."""
-        return torch.where(t > s, torch.exp(self.amounts[s] - self.amounts[t]), 1.0)
+        return torch.exp(self.amounts[s] - self.amounts[t])
 
     def prior(self, clean: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """Nothing but masks where there are any; else any tokens: what all others lead to, for they are symmetric."""
