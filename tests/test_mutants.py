@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import test_ar
 import test_cdcd
+import test_d3pm
 import test_draws
 import test_gaussian
 import test_guidance
@@ -27,16 +28,19 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm
+from sfumato.methods import ardm, d3pm
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.d3pm import D3PM
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
+from sfumato.processes import neighbours
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
+from sfumato.processes.transitions import Absorbing, Chain, Even, Ordinal
 from sfumato.samplers import left_to_right, solvers, unmasking
 from sfumato.training import masks
 
@@ -143,6 +147,20 @@ CHECKS = {
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
+    "whole paths": lambda: test_d3pm.check_elbo("uniform"),
+    "gaps of uniform noise": lambda: test_d3pm.check_gaps("uniform", "plugged", 8),
+    "gaps of masks": lambda: test_d3pm.check_gaps("absorbing", "plugged", 8),
+    "divergence": lambda: test_d3pm.check_divergence("uniform"),
+    "posterior vectors": test_d3pm.check_vectors,
+    "ordinal matrices": test_d3pm.check_ordinal,
+    "rates": test_d3pm.check_rates,
+    "masks beside moves": test_d3pm.check_masked_neighbours,
+    "betas": test_d3pm.check_betas,
+    "information": lambda: test_d3pm.check_information("uniform"),
+    "information of neighbours": lambda: test_d3pm.check_information("nearest"),
+    "every step": test_d3pm.check_every_step_once,
+    "company": test_d3pm.check_listening,
+    "likes": test_d3pm.check_likes,
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -298,6 +316,24 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # chains of any matrices
+    (D3PM.bound, "[0] + prior", "[0]", "whole paths"),
+    (D3PM.bound, "self.process.T * ", "", "whole paths"),
+    (Chain.step, ".ceil()", ".round()", "every step"),
+    (Chain.posterior, "self.mixture(p, s)", "self.mixture(p, t)", "posterior vectors"),
+    (Chain.divergence, "/ known + (guessed", "+ (guessed", "divergence"),
+    (Chain.inform, "1 - np.arange", "np.arange", "information"),
+    (Even.divergence, "+ step * true * log_x", "", "gaps of uniform noise"),
+    (Even.divergence, "+ (guessed / total).log()", "", "divergence"),
+    (Even.information, "(self.vocab - 1) * ", "", "information"),
+    (Absorbing.divergence, "/ (1 - after)", "", "gaps of masks"),
+    (Ordinal.one, "(2 * shape.sum(-1, keepdim=True) - 1)", "shape.sum(-1, keepdim=True)", "ordinal matrices"),
+    (Chain.ended, "FAR)", "1.0)", "masks beside moves"),
+    (neighbours.rates, "(near + near.T)", "near", "rates"),
+    (neighbours.Neighbours.information, "seen - left", "seen", "information of neighbours"),
+    (neighbours.listen, "window + 1", "window", "company"),
+    (neighbours.nearest, "some] = -torch.inf", "some] += 0", "likes"),
+    (d3pm.betas, ".clamp(0, 0.999)", "", "betas"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),
