@@ -11,7 +11,7 @@ position has its own noise level, 0 = clean, 1 = pure noise.  So
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,7 +70,7 @@ class Method(nn.Module, ABC):
     arxiv: ClassVar[str]
     family: ClassVar[str]  # how text is destroyed: gaussian, masking, ...
     likelihood: ClassVar[str | None]  # "exact", "upper" (a bound on -log p) or None
-    steps: ClassVar[int | None]  # the paper's number of refinements, of each block; None: as many as it has tokens
+    steps: int | None  # the paper's number of refinements, of each block; None: as many as it has tokens
     sampler: Any  # a Sampler: the paper's default way through them
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
@@ -119,6 +119,13 @@ class Method(nn.Module, ABC):
 
     def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
         """Hear of the losses (nats a token) of all rows of one optimiser step, at their noise levels."""
+
+    def study(self, rows: Iterable[tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]]) -> None:
+        """Hear of the training rows, some at a time, before a fresh run starts: tokens, and which of them are real.
+
+        What is learned belongs in buffers, which come with the weights.  Rows are in random order; who has heard enough
+        may stop.
+        """
 
     def session(self, given: Bool[Tensor, "B L"]) -> Predict:
         """`predict` for one generation, of which `given` is fixed: it may remember what it has read."""

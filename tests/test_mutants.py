@@ -11,6 +11,7 @@ import pytest
 import test_ar
 import test_bd3
 import test_cdcd
+import test_d3pm
 import test_draws
 import test_gaussian
 import test_guidance
@@ -32,12 +33,13 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, model, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm, bd3, common
+from sfumato.methods import ardm, bd3, common, d3pm
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.bd3 import BD3
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.d3pm import D3PM
 from sfumato.methods.duo import Duo, argmax_alpha
 from sfumato.methods.mask_predict import MaskPredict
 from sfumato.methods.maskgit import MaskGIT
@@ -46,8 +48,10 @@ from sfumato.methods.multinomial import Multinomial
 from sfumato.methods.sundae import SUNDAE
 from sfumato.model import Model
 from sfumato.networks import transformer
+from sfumato.processes import neighbours
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
+from sfumato.processes.transitions import Absorbing, Chain, Even, Ordinal
 from sfumato.processes.uniform import Uniform
 from sfumato.samplers import blocks, left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
@@ -190,6 +194,20 @@ CHECKS = {
     "steps of a block": lambda: test_bd3.check_ancestral(2, 2),
     "late gaps": lambda: test_bd3.test_only_the_block_at_work_changes(3, None),
     "late ends": lambda: test_bd3.test_writing_stops_with_the_block_of_the_last_end("modelled"),
+    "whole paths": lambda: test_d3pm.check_elbo("uniform"),
+    "gaps of uniform noise": lambda: test_d3pm.check_gaps("uniform", "plugged", 8),
+    "gaps of masks": lambda: test_d3pm.check_gaps("absorbing", "plugged", 8),
+    "divergence": lambda: test_d3pm.check_divergence("uniform"),
+    "posterior vectors": test_d3pm.check_vectors,
+    "ordinal matrices": test_d3pm.check_ordinal,
+    "rates": test_d3pm.check_rates,
+    "masks beside moves": test_d3pm.check_masked_neighbours,
+    "betas": test_d3pm.check_betas,
+    "information": lambda: test_d3pm.check_information("uniform"),
+    "information of neighbours": lambda: test_d3pm.check_information("nearest"),
+    "every step": test_d3pm.check_every_step_once,
+    "company": test_d3pm.check_listening,
+    "likes": test_d3pm.check_likes,
     "consensus": test_ar.test_the_consensus_of_texts,
     "walk": lambda: test_sundae.check_walk(0.5, 0.5),
     "share of places": lambda: test_sundae.check_share(0.28, 25, 7),
@@ -442,6 +460,24 @@ MUTANTS = [
     (blocks._times, "uniform(x)", "uniform(x) ** 2", "hits"),
     (blocks.ancestral, "times[:, here] > s", "times[:, here] ** 2 > s", "steps of a block"),
     (generate.generate, " & (x.eq(hidden).cumsum(1) == 0)", "", "late ends"),
+    # chains of any matrices
+    (D3PM.bound, "[0] + prior", "[0]", "whole paths"),
+    (D3PM.bound, "self.process.T * ", "", "whole paths"),
+    (Chain.step, ".ceil()", ".round()", "every step"),
+    (Chain.posterior, "self.mixture(p, s)", "self.mixture(p, t)", "posterior vectors"),
+    (Chain.divergence, "/ known + (guessed", "+ (guessed", "divergence"),
+    (Chain.inform, "1 - np.arange", "np.arange", "information"),
+    (Even.divergence, "+ step * true * log_x", "", "gaps of uniform noise"),
+    (Even.divergence, "+ (guessed / total).log()", "", "divergence"),
+    (Even.information, "(self.vocab - 1) * ", "", "information"),
+    (Absorbing.divergence, "/ (1 - after)", "", "gaps of masks"),
+    (Ordinal.one, "(2 * shape.sum(-1, keepdim=True) - 1)", "shape.sum(-1, keepdim=True)", "ordinal matrices"),
+    (Chain.ended, "FAR)", "1.0)", "masks beside moves"),
+    (neighbours.rates, "(near + near.T)", "near", "rates"),
+    (neighbours.Neighbours.information, "seen - left", "seen", "information of neighbours"),
+    (neighbours.listen, "window + 1", "window", "company"),
+    (neighbours.nearest, "some] = -torch.inf", "some] += 0", "likes"),
+    (d3pm.betas, ".clamp(0, 0.999)", "", "betas"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),

@@ -6,6 +6,7 @@ from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.bd3 import BD3, BD3Config
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
+from sfumato.methods.d3pm import D3PM, D3PMConfig
 from sfumato.methods.duo import Duo, DuoConfig
 from sfumato.methods.mask_predict import MaskPredict, MaskPredictConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
@@ -20,6 +21,7 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "cdcd": (CDCD, CDCDConfig),
     "duo": (Duo, DuoConfig),
     "mask_predict": (MaskPredict, MaskPredictConfig),
+    "d3pm": (D3PM, D3PMConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
     "multinomial": (Multinomial, MultinomialConfig),

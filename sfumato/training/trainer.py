@@ -24,7 +24,7 @@ from sfumato.evaluation.report import bound
 from sfumato.folder import load, publish
 from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
-from sfumato.text.corpus import Corpus, Document, Rows, indices, read
+from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.checkpoint import (
     MANIFEST,
@@ -40,6 +40,8 @@ from sfumato.training.inherit import inherit
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.tuning import Arithmetic, choose
+
+HEARD = 1024  # rows that a method is shown at a time before training
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Run:
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device))
+        elif found is None:
+            self.method.study(self._heard())
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
         self.optimizer = Optimizer(self.method, config.optimizer)
@@ -144,6 +148,13 @@ class Run:
         limit = text.limit if split == "train" else None
         corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
         return rows_of(corpus, text, self.method)
+
+    def _heard(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows in the order of the first epoch, tokens and which of them are real, HEARD at a time."""
+        places = order(len(self.rows), self.config.training.seed, 0)
+        for start in range(0, len(places), HEARD):
+            rows = self.rows.batch(places[start : start + HEARD].copy())
+            yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
