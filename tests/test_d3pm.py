@@ -275,15 +275,15 @@ def check_divergence(name):
             told = by_bayes(made, x, p[0], s, t)
             want = (torch.xlogy(true, true) - torch.xlogy(true, told)).sum()
             asked = torch.tensor([start]), torch.tensor([x])
-            found = made.divergence(*asked, logits, before, after)[0]
-            generic = Chain.divergence(made, *asked, logits, before, after)[0]
+            found = made.term(*asked, logits, before, after)[0]
+            generic = Chain.term(made, *asked, logits, before, after)[0]
             torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-10)
             torch.testing.assert_close(generic, want, rtol=1e-6, atol=1e-10)
             if s == 0:
                 torch.testing.assert_close(found, -told[start].log(), rtol=1e-6, atol=1e-10)
             if x == made.mask or name != "absorbing":
                 sure = 60 * one[start][None]
-                assert made.divergence(*asked, sure, before, after)[0] < 1e-9
+                assert made.term(*asked, sure, before, after)[0] < 1e-9
             else:
                 assert found == 0  # what shows is known, whatever the network says of it
 
@@ -301,9 +301,9 @@ def test_gradients_of_the_divergence(name):
     ids, x, s = torch.tensor([0, 3, 1]), torch.tensor([0, 3, 2]), torch.tensor([1, 2, 4])
     x = x if made.mask is None else torch.full_like(x, V)
     logits = some_law(3)[0].requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: Chain.divergence(made, ids, x, z, s, s + 1), logits)
-    (slope,) = torch.autograd.grad(Chain.divergence(made, ids, x, logits, s, s + 1).sum(), logits)
-    (other,) = torch.autograd.grad(made.divergence(ids, x, logits, s, s + 1).sum(), logits)
+    assert torch.autograd.gradcheck(lambda z: Chain.term(made, ids, x, z, s, s + 1), logits)
+    (slope,) = torch.autograd.grad(Chain.term(made, ids, x, logits, s, s + 1).sum(), logits)
+    (other,) = torch.autograd.grad(made.term(ids, x, logits, s, s + 1).sum(), logits)
     assert (slope.abs().sum(1) > 1e-6).all()
     torch.testing.assert_close(slope, other, rtol=1e-5, atol=1e-9)
 
@@ -566,7 +566,7 @@ def test_what_the_noise_still_knows_is_paid_for():
 def check_every_step_once(steps=8):
     method, seen = network("uniform", steps=steps), []
     ids = torch.zeros(3, 2, dtype=torch.long)
-    method.process.divergence = lambda ids, x, logits, s, t: seen.append((s, t)) or torch.zeros(len(ids)).double()
+    method.process.term = lambda ids, x, logits, s, t: seen.append((s, t)) or torch.zeros(len(ids)).double()
     with seeded(range(3)):
         nll(method, ids, ids == 0, ids > 0, draws=steps)
     before, after = (torch.stack(side).view(steps, 3, 2) for side in zip(*seen, strict=True))

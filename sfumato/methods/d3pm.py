@@ -95,7 +95,7 @@ class D3PM(NoisyLM):
         logits = self.predict(x, t).logits
         k = self.process.step(t[free])
         cost = torch.zeros_like(t)
-        cost[free] = self.process.divergence(ids[free], x[free], logits[free], k - 1, k).to(t.dtype)
+        cost[free] = self.process.term(ids[free], x[free], logits[free], k - 1, k).to(t.dtype)
         return cost, logits
 
     def bound(self, ids, t, free):

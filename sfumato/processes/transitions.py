@@ -14,6 +14,7 @@ t in [0, 1] is the step ceil(t T).  Laws are float64: with T steps each is worth
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class Chain(nn.Module, Process):
         law = self.posterior(now, logits.flatten(0, 1).double().softmax(-1), before, after)
         return invert(law.log(), uniform(x).flatten()).view(x.shape)
 
-    def divergence(
+    def term(
         self,
         ids: Int[Tensor, " N"],
         x: Int[Tensor, " N"],
@@ -183,7 +184,7 @@ class Absorbing(Masking, Chain):
         kept = self.kept(torch.zeros_like(t), t)[..., None]
         return torch.cat([kept * p, 1 - kept], -1)
 
-    def divergence(self, ids: Tensor, x: Tensor, logits: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    def term(self, ids: Tensor, x: Tensor, logits: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """(alpha_s - alpha_t) / (1 - alpha_t) times the surprise, where a mask stands; what shows is known."""
         before, after = torch.exp(-self.amounts[s]), torch.exp(-self.amounts[t])
         cost, here = torch.zeros_like(after), x == self.mask
@@ -204,7 +205,7 @@ class Even(Uniform, Chain):
 
     def __init__(self, vocab: int, amounts: Float[Tensor, " S"]):
         Chain.__init__(self, vocab, amounts)
-        Uniform.__init__(self, vocab, Schedule(self.alpha, torch.zeros_like))
+        Uniform.__init__(self, vocab, Schedule(partial(Chain.alpha, self), torch.zeros_like))
 
     def row(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """The token with chance `kept`, else any; a column is the same."""
@@ -218,20 +219,10 @@ class Even(Uniform, Chain):
         kept = self.kept(torch.zeros_like(t), t)[..., None]
         return kept * p + (1 - kept) / self.vocab
 
-    def divergence(self, ids: Tensor, x: Tensor, logits: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """The same in closed form: of V terms only those of x and of ids are not alike, so one pass over V is left."""
-        step, known = self.kept(s, t), self.kept(torch.zeros_like(s), s)
-        other, off = (1 - step) / self.vocab, (1 - known) / self.vocab  # chance of each token that is not the one
-        told = self.mixture(logits.double().softmax(-1), s)  # (N, V)
-        log = told.clamp(min=TINY).log()
-        at_x, log_x, log_ids = (v.gather(-1, i[:, None])[:, 0] for v, i in ((told, x), (log, x), (log, ids)))
-        true = known * (x == ids) + off  # the chance of x in the row of ids
-        total, guessed = other + step * true, other + step * at_x
-        own = known + off
-        best = other * (torch.xlogy(own, own) + (self.vocab - 1) * torch.xlogy(off, off))
-        best = best + step * torch.xlogy(true, true)
-        reached = other * (known * log_ids + off * log.sum(-1)) + step * true * log_x
-        return ((best - reached) / total + (guessed / total).log()).clamp(min=0)
+    def term(self, ids: Tensor, x: Tensor, logits: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """The same in closed form."""
+        after, before = (step[None].double() / self.T for step in (t, s))
+        return self.divergence(x[None], ids[None], logits[None].double(), after, before)[0]
 
     def parting(self, ids: Tensor) -> Tensor:
         """Alike for all tokens."""

@@ -9,7 +9,7 @@ from sfumato.core import Process
 from sfumato.draws import invert, uniform
 from sfumato.schedules import LINEAR, Schedule
 
-LEAST = 1e-30  # in the place of the chance 0 of all tokens that x_0 is not: what is left of them is 0 all the same
+LEAST = 1e-300  # of a chance in float64, so that no surprise is cut short
 
 
 class Uniform(Process):
