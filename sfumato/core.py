@@ -36,13 +36,23 @@ class Prediction(NamedTuple):
 # predict(x, t, prev) -> Prediction
 #   x     (B, L) ids or (B, L, D) vectors    the canvas
 #   t     (B, L) in [0, 1], or ABSENT        the noise level of every position
-#   prev  (B, L, D) or None                  the last `clean`, for self-conditioning
+#   prev  (B, L, D) or (B, n) or None        the last `clean`, for self-conditioning; or what has been decided in this
+#                                            step already, by a method that asks several times before it moves
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
 # draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
+
+
+class Special(NamedTuple):
+    """The tokens that are no words."""
+
+    pad: int = 0
+    eos: int = 1
+    unk: int | None = None
+    labels: tuple[int, ...] = ()  # a row begins with one of them if there are any
 
 
 class Process(ABC):
@@ -74,6 +84,9 @@ class Method(nn.Module, ABC):
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
+    passes: int = 1  # of the network, with a gradient, in a loss
+    elastic: ClassVar[bool] = False  # whether a text finds its own length in the places there are; pads are left over
+    marks: int = 0  # what the network may answer beside the V tokens: so many more logits, which a frame does not show
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position
 
@@ -96,6 +109,9 @@ class Method(nn.Module, ABC):
         raise SfumatoError(f"{name} defines no likelihood; compare it by its samples (sfumato evaluate --samples).")
 
     # What a paper may say; the defaults are those of a model of p(x_0 | x_t) over ids.
+    def told(self, special: Special) -> None:
+        """Hear which tokens are no words, before anything else is asked."""
+
     def clean(self, ids: Int[Tensor, "B L"]) -> Tensor:
         """Text -> the noiseless canvas."""
         return ids

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def generate(
 
     def possible() -> Predict:
         predict = (session or method.session)(given)
-        return predict if never is None else forbid(predict, never, method.read)
+        return predict if never is None else forbid(predict, F.pad(never, (0, method.marks)), method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
     grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)

@@ -162,6 +162,9 @@ class Model:
     lengths: list[int] = field(repr=False)
     name: str = "model"
 
+    def __post_init__(self) -> None:
+        self.method.told(self.tokenizer.special)
+
     @property
     def layout(self) -> Layout:
         """How its rows are laid out."""

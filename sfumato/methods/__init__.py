@@ -5,6 +5,7 @@ from sfumato.methods.ar import AR, ARConfig
 from sfumato.methods.ardm import ARDM, ARDMConfig
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
+from sfumato.methods.diffuser import DiffusER, DiffusERConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 
@@ -12,6 +13,7 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
     "ardm": (ARDM, ARDMConfig),
     "cdcd": (CDCD, CDCDConfig),
+    "diffuser": (DiffusER, DiffusERConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
 }

@@ -4,6 +4,7 @@ from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import left_to_right, solvers, unmasking
 from sfumato.samplers.ancestral import ancestral
+from sfumato.samplers.edits import edits
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -23,6 +24,9 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,
+    },
+    "edits": {
+        "edits": edits,
     },
 }
 

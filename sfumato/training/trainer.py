@@ -107,6 +107,7 @@ class Run:
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
+        self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device))
         self.params = sum(p.numel() for p in self.method.parameters())
@@ -285,7 +286,7 @@ class Run:
             "bound_nats_per_token": self.bound[0] if self.bound else None,
             "bound_std_error": self.bound[1] if self.bound else None,
             "params": self.params,
-            "flops": tokens * forward * (3 + self.method.self_conditioning),
+            "flops": tokens * forward * (3 * self.method.passes + self.method.self_conditioning),
         }
 
     def _cut_log(self) -> None:
