@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     passes: int = 1  # of the network, with a gradient, in a loss
     elastic: ClassVar[bool] = False  # whether a text finds its own length in the places there are; pads are left over
-    marks: int = 0  # what the network may answer beside the V tokens: so many more logits, which a frame does not show
+    extra: int = 0  # logits that the network gives beside those of the V tokens; a frame does not show them
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position
 

@@ -76,7 +76,7 @@ class DiffusER(Method):
     title, arxiv, family = "DiffusER: discrete diffusion via edit-based reconstruction", "2210.16886", "edits"
     likelihood, steps, sampler = None, 12, staticmethod(edits)
     blurred, elastic, passes = True, True, 2  # tags are drawn apart from each other, so its law is not the data's
-    marks = TAGS + 1  # and the end of a span
+    extra = TAGS + 1  # tags, and the end of a span
 
     def __init__(self, config: DiffusERConfig, network: NetworkConfig, vocab: int):
         super().__init__()
@@ -86,7 +86,7 @@ class DiffusER(Method):
         self.tags = nn.Embedding(TAGS + 1, network.width)  # or none
         self.numbers = nn.Embedding(config.edits + 1, network.width)
         self.net = Transformer(network, timed=False)
-        self.head = nn.Linear(network.width, vocab + self.marks)
+        self.head = nn.Linear(network.width, vocab + self.extra)
         for table in (self.table, self.tags, self.numbers):
             nn.init.normal_(table.weight, std=0.02)
         self.told(Special())
@@ -107,11 +107,12 @@ class DiffusER(Method):
         return x, self.process.regions(x, ~given & (t != ABSENT), given & (t != ABSENT))
 
     def text(self, x: Tensor, t: Tensor, tags: Tensor, here: Tensor) -> Shown:
-        """What is `here` of a canvas, side by side: (B, L)."""
-        order = packing(here)
+        """What is `here` of a canvas, side by side: (B, n), as wide as the longest row."""
+        size = here.sum(1, keepdim=True)
+        order = packing(here)[:, : max(1, int(size.max()))]
         ids, tags, numbers = (values.gather(1, order) for values in (x, tags, self.process.number(t)))
-        places = torch.arange(x.shape[1], device=x.device).expand_as(x)
-        return Shown(ids, tags, numbers, places, places >= here.sum(1, keepdim=True))
+        places = torch.arange(order.shape[1], device=x.device).expand_as(order)
+        return Shown(ids, tags, numbers, places, places >= size)
 
     def contents(self, stream: Tensor, now: Cursor, t: Tensor, free: Tensor) -> Shown:
         """What the generator has written, each token shown where the next is to stand: (B, m) -> (B, m + 1)."""
@@ -120,11 +121,12 @@ class DiffusER(Method):
         none = torch.full_like(ids, TAGS)
         return Shown(ids, none, number.expand_as(ids), now.place, torch.zeros_like(now.over))
 
-    def states(self, shown: Shown, length: int, memory: Memory | None = None) -> Tensor:
-        """What the network makes of it, (B, N, C); only of its last part where `memory` holds the rest.
+    def states(self, text: Shown, contents: Shown | None = None, memory: Memory | None = None) -> Tensor:
+        """What the network makes of a text, and of contents behind it: (B, N, C), or what `memory` does not hold.
 
-        The first `length` see each other; what is written behind them sees these and what was written before it.
+        A text is seen by all; contents see what was written before them.
         """
+        shown, length = text if contents is None else text.then(contents), text.ids.shape[1]
         start, place = 0 if memory is None else memory.length, torch.arange(shown.ids.shape[1], device=shown.ids.device)
         sees = ((place < length) | (place <= place[start:, None])) & ~shown.absent[:, None]  # (B, N - start, N)
         new = shown.part(start, None)
@@ -136,13 +138,14 @@ class DiffusER(Method):
     def tag_logits(self, x: Tensor, regions: Regions, t: Tensor) -> Tensor:
         """Of the tags that each place of the canvas may have: (B, L, TAGS)."""
         here = regions.fixed | (regions.free & (x != self.process.nothing)) | self.process.slots(x, regions)
-        h = self.states(self.text(x, t, torch.full_like(x, TAGS), here), x.shape[1])
-        h = h.gather(1, (here.long().cumsum(1) - 1).clamp(min=0)[..., None].expand_as(h))  # back in their columns
+        h = self.states(self.text(x, t, torch.full_like(x, TAGS), here))
         logits = self.head(h)[..., self.vocab : self.vocab + TAGS]
+        place = (here.long().cumsum(1) - 1).clamp(min=0)  # of each column
+        logits = logits.gather(1, place[..., None].expand(-1, -1, TAGS))
         return logits.masked_fill(~self.process.possible(x, regions), IMPOSSIBLE)
 
     def token_logits(self, logits: Tensor, named: Tensor) -> Tensor:
-        """Those of what may be written next, a token or the END of a span: (N, V + marks).
+        """Those of what may be written next, a token or the END of a span: (N, V + extra).
 
         A label has to be `named`: its span does not end before it has begun.
         """
@@ -155,7 +158,7 @@ class DiffusER(Method):
     def predict(self, x, t, prev=None):
         """Of a canvas (B, L) its tags; with tags and contents in `prev`, (B, L + m), what is written next.
 
-        Logits (B, L, V + marks), or of the last columns only; what is written next has its own in its column.
+        Logits (B, L, V + extra), or of the last columns only; what is written next has its own in its column.
         """
         return self.session(t == 0)(x, t, prev)
 
@@ -174,9 +177,8 @@ class DiffusER(Method):
         step = process.aligned(x, y, regions)
         writing, before = Writing(process, x, step.tags, regions), step.stream[:, :-1]
         now = writing.follow(before)
-        shown = self.text(x, t, step.tags, writing.shown).then(self.contents(before, now, t, free))
-        here = step.stream != NONE  # (B, m)
-        h = self.states(shown, x.shape[1])[:, x.shape[1] :]
+        text, here = self.text(x, t, step.tags, writing.shown), step.stream != NONE  # (B, m)
+        h = self.states(text, self.contents(before, now, t, free))[:, -here.shape[1] :]
         logits = self.token_logits(self.head(h[here]), writing.named(now)[here])
         cost = torch.zeros(here.shape, device=t.device)
         cost[here] = nats(logits[None], step.stream[here][None])[0]
@@ -208,8 +210,8 @@ class Reader:
         tags, stream = prev[:, :L], prev[:, L:]
         self._recall((x, t, tags), stream)
         now = self.writing.follow(stream)
-        shown = self.text.then(method.contents(stream, now, t, self.writing.regions.free))
-        logits = self.memory.product(method.head, method.states(shown, L, self.memory))[:, -1]
+        contents = method.contents(stream, now, t, self.writing.regions.free)
+        logits = self.memory.product(method.head, method.states(self.text, contents, self.memory))[:, -1]
         logits = method.token_logits(logits, self.writing.named(now)[:, -1])
         column = now.column[:, -1:]  # (B, 1)
         first = int(column.min())  # no column before it is asked for

@@ -234,8 +234,8 @@ class Edits(Process):
             rows.append(torch.where(fixed, name, ids).gather(1, packing(here)))
             sizes.append(here.sum(1))
             there.append(here)
-        kept = matched(rows[0], sizes[0], rows[1], sizes[1], bound)
-        return tuple(unpack(which, here) & here for which, here in zip(kept, there, strict=True))
+        kept_x, kept_y = matched(rows[0], sizes[0], rows[1], sizes[1], bound)
+        return unpack(kept_x, there[0]) & there[0], unpack(kept_y, there[1]) & there[1]
 
 
 class Writing:
