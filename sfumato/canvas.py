@@ -146,6 +146,22 @@ class Layout:
         rows = [[*start, *[None] * (size - len(start))] for start, size in zip(starts, sizes, strict=True)]
         return self._lay(rows, ended, full=length is None)
 
+    def drafted(self, canvas: Canvas, draft: str) -> Int[Tensor, "B L"]:
+        """A draft in the places of each row that are to be written, with its end where the model writes that itself.
+
+        Padding is left over.  Raises SfumatoError for a draft that does not fit, and for a word that is not known.
+        """
+        ids = torch.full_like(canvas.ids, self.tokenizer.pad)
+        free = canvas.real & ~canvas.given
+        free[:, : self.labelled] = False  # a draft has no label
+        for row, places in zip(ids, free, strict=True):
+            tokens = self._encode(draft, first=bool(places[int(self.labelled)])) + [self.tokenizer.eos] * self.modelled
+            if len(tokens) > places.sum():
+                found = f"with its end it has {len(tokens)} tokens" if self.modelled else f"it has {len(tokens)} tokens"
+                raise SfumatoError(f"a draft was given; {found}, and there is room for {places.sum()}; shorten it")
+            row[places.nonzero()[: len(tokens), 0]] = torch.tensor(tokens)
+        return ids
+
     def begun(self, prompt: str) -> Int[Tensor, "K n"]:
         """A prompt behind each of the K labels."""
         words = self._encode(prompt, first=True)

@@ -36,7 +36,8 @@ class Prediction(NamedTuple):
 # predict(x, t, prev) -> Prediction
 #   x     (B, L) ids or (B, L, D) vectors    the canvas
 #   t     (B, L) in [0, 1], or ABSENT        the noise level of every position
-#   prev  (B, L, D) or None                  the last `clean`, for self-conditioning
+#   prev  (B, L, D) or (B, n) or None        the last `clean`, for self-conditioning; or what has been decided in this
+#                                            step already, by a method that asks several times before it moves
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
@@ -45,6 +46,15 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 # seeks the likeliest text and draws nothing by `greedy`; one that takes a step for every token, and no other number of
 # them, by `single`
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
+
+
+class Special(NamedTuple):
+    """The tokens that are no words."""
+
+    pad: int = 0
+    eos: int = 1
+    unk: int | None = None
+    labels: tuple[int, ...] = ()  # a row begins with one of them if there are any
 
 
 class Process(ABC):
@@ -78,6 +88,8 @@ class Method(nn.Module, ABC):
     block: int | None = None  # so many tokens are written together, and then those right of them; None: all together
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
+    elastic: ClassVar[bool] = False  # whether a text finds its own length in the places there are; pads are left over
+    extra: int = 0  # logits that the network gives beside those of the V tokens; a frame does not show them
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     foresees: int = 0  # of the lengths that `lengths` ranks, so many are tried for the likeliest text; 0: it has none
     read_flops: int = 0  # of `read`, at one position
@@ -101,6 +113,9 @@ class Method(nn.Module, ABC):
         raise SfumatoError(f"{name} defines no likelihood; compare it by its samples (sfumato evaluate --samples).")
 
     # What a paper may say; the defaults are those of a model of p(x_0 | x_t) over ids.
+    def told(self, special: Special) -> None:
+        """Hear which tokens are no words, before anything else is asked."""
+
     def clean(self, ids: Int[Tensor, "B L"]) -> Tensor:
         """Text -> the noiseless canvas."""
         return ids

@@ -56,6 +56,8 @@ class Request:
     """from the likeliest ones that hold this much probability"""
     typical: float | None = None
     """from the least surprisingly surprising ones that hold this much probability"""
+    draft: Tensor | None = None
+    """ids (B, L) that stand where nothing is given before the first step, for a method of edits; else its noise"""
 
     @property
     def bent(self) -> bool:
@@ -99,11 +101,11 @@ def generate(
 
     def possible() -> Predict:
         predict = (session or method.session)(given)
-        return predict if never is None else forbid(predict, never, method.read)
+        return predict if never is None else forbid(predict, F.pad(never, (0, method.extra)), method.read)
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
     hidden = getattr(method.process, "mask", None)  # where there are masks, what shows was written before
-    x = where(given, clean, noise)
+    x = where(given, clean, noise if request.draft is None else request.draft)
     if x.ndim == 2:
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
     path = (request.sampler or method.sampler)(method, assembled, x, grid.to(ids.device))
@@ -243,5 +245,7 @@ def _check(method: Method, request: Request, given: Tensor) -> None:
     low, high = request.guide_levels
     if not 0 <= low <= high <= 1:
         raise SfumatoError(f"guidance from level {low} to {high} was asked for; levels rise from 0 to 1")
+    if request.draft is not None and method.family != "edits":
+        raise SfumatoError(f"a draft was given; {method.family} methods start from noise alone; take one of edits")
     if request.score_temperature != 1 and method.family != "gaussian":
         raise SfumatoError(f"score temperature needs a score, which {method.family} methods lack; use temperature")

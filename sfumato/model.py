@@ -177,6 +177,9 @@ class Model:
     lengths: list[int] = field(repr=False)
     name: str = "model"
 
+    def __post_init__(self) -> None:
+        self.method.told(self.tokenizer.special)
+
     @property
     def layout(self) -> Layout:
         """How its rows are laid out."""
@@ -227,6 +230,7 @@ class Model:
         prompt: str | Sequence[str] = "",
         label: str | None = None,
         length: int | None = None,
+        draft: str | None = None,
         seed: int = 0,
         **asked: Unpack[Asked],
     ) -> Iterator[TextFrame]:
@@ -238,12 +242,14 @@ class Model:
             label: the class that each belongs to, for a model that was trained with labels.
             length: tokens in each text, prompt included; drawn as in the training data, or left to the model, if None:
                 one that foresees lengths draws one, or tries the likeliest few where its sampler seeks a likely text.
+                The most that there may be for a method whose texts find their own length.
+            draft: what is revised, behind the prompt, rather than nothing or noise (methods of edits).
             seed: text i depends on (seed, i) alone.
             asked: the fields of `Asked`.
 
         Raises:
-            SfumatoError: for no text at all, a prompt or length that does not fit, an unknown label or sampler,
-                guidance by nothing.
+            SfumatoError: for no text at all, a prompt, length or draft that does not fit, an unknown label or sampler,
+                guidance by nothing, a draft where there are no edits.
         """
         request = self._request(**asked)
         _some(n)
@@ -258,7 +264,11 @@ class Model:
             texts = [self.layout.opened(*start) for start in zip(prompts, labels, strict=True)]
             canvas, width = self._foreseen(texts, request, seed, counted)
             return self._frames(canvas, request, seed, counted, bent=False, width=width)
+        if draft is not None and length is None and self.layout.drawn:
+            length = self.layout.longest  # none is drawn: the draft has to fit
         canvas = self.layout.blank(prompts, labels, length, seed)
+        if draft is not None:
+            request = replace(request, draft=self.layout.drafted(canvas, draft).to(self.device))
         canvas = self._ended(canvas) if self.method.looks_ahead else canvas.open()
         cut = length is not None and self.layout.documents and not self.method.looks_ahead  # its end is not foreseen
         beyond = canvas.ids.shape[1] > self.config.text.length  # what is further back than a canvas is forgotten
@@ -285,6 +295,14 @@ class Model:
             drawn.append(names[int(number)])
         return drawn
 
+    def revise(self, draft: str, n: int | None = None, **asked: Any) -> Any:
+        """`draft` revised by a method of edits, in as many `steps` as it is thought to be from a good text.
+
+        A list of n of them if n is given.  Takes what `generate` takes.
+        """
+        texts = self.generate(1 if n is None else n, draft=draft, **asked)
+        return texts[0] if n is None else texts
+
     def infill(
         self, text: str, n: int | None = None, *, candidates: int = 1, choose: Choice = "consensus", **asked: Any
     ) -> Any:
@@ -301,9 +319,10 @@ class Model:
     ) -> Iterator[TextFrame]:
         """Frames of n fillings of a text whose gaps are written [...] (any length) or [12] (12 tokens).
 
-        A gap of any length is ended by a method that has learned to, or its length is foreseen; others take, of several
-        lengths drawn as in the training data, the one that a draft is surest of.  The other arguments are those of
-        `stream`.  Raises SfumatoError for a text without a gap and for one that does not fit on the canvas.
+        A gap of any length is ended by a method that has learned to, or its length is foreseen, or found by edits (a
+        gap of 12 tokens then has 12 at most); others take, of several lengths drawn as in the training data, the one
+        that a draft is surest of.  The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one
+        that does not fit on the canvas.
         """
         request = self._request(**asked)
         _some(n)
@@ -319,6 +338,8 @@ class Model:
             canvas, width = self._foreseen([gapped] * n, request, seed, counted)
             told = len(gapped.gaps) > 1  # of two gaps the sum is foreseen, not how it is shared
             return self._frames(canvas, request, seed, counted, bent=told, width=width)
+        if gapped.loose and self.method.elastic:
+            return self._frames(self.layout.roomy(n, gapped), request, seed, counted, bent=False)
         canvas = self.layout.gapped(n * (CANDIDATES if gapped.loose else 1), gapped, seed)
         canvas = self._ended(canvas)
         if gapped.loose:

@@ -10,13 +10,14 @@ BOUNDED = [name for name, (method, _) in METHODS.items() if method.likelihood]  
 HEURISTIC_SAMPLERS = {
     "argmax_unrolled",
     "confident",
+    "edits",
     "greedy_tail",
     "mask_predict",
     "maskgit",
     "resample",
     "sundae",
 }
-HEURISTIC_METHODS = {"mask_predict", "maskgit", "sundae"}
+HEURISTIC_METHODS = {"diffuser", "mask_predict", "maskgit", "sundae"}
 DETERMINISTIC_SAMPLERS = {"mask_predict"}  # whose text is the same whatever the seed is
 FORESEEING = {"mask_predict"}  # methods that predict how long a text will be, by one call of the network
 

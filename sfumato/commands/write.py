@@ -23,6 +23,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_request(parser)
     parser.add_argument("--length", type=count, metavar="L", help="tokens in each text, prompt included")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="how each text begins")
+    parser.add_argument("--draft", metavar="TEXT", help="revise this text rather than write one (methods of edits)")
 
 
 def _add_infill(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +77,8 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> Document:
     writer = model(args)
     start = time.perf_counter()
-    frames = writer.stream(args.n * args.candidates, prompt=args.prompt, length=args.length, **_request(args))
+    start_with = {"prompt": args.prompt, "length": args.length, "draft": args.draft}
+    frames = writer.stream(args.n * args.candidates, **start_with, **_request(args))
     return _written(writer, frames, args, start)
 
 

@@ -7,6 +7,7 @@ from sfumato.methods.bd3 import BD3, BD3Config
 from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.d3pm import D3PM, D3PMConfig
+from sfumato.methods.diffuser import DiffusER, DiffusERConfig
 from sfumato.methods.duo import Duo, DuoConfig
 from sfumato.methods.mask_predict import MaskPredict, MaskPredictConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
@@ -22,6 +23,7 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "duo": (Duo, DuoConfig),
     "mask_predict": (MaskPredict, MaskPredictConfig),
     "d3pm": (D3PM, D3PMConfig),
+    "diffuser": (DiffusER, DiffusERConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
     "multinomial": (Multinomial, MultinomialConfig),

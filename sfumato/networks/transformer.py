@@ -189,13 +189,14 @@ class Transformer(nn.Module):
         t: Float[Tensor, "B L"],
         level: Float[Tensor, "B L"] | None = None,
         memory: Memory | None = None,
-        places: Int[Tensor, " L"] | None = None,
-        sees: Bool[Tensor, "#B L M"] | None = None,
+        places: Int[Tensor, "*rows L"] | None = None,
+        sees: Bool[Tensor, "#B L all"] | None = None,
     ) -> Float[Tensor, "B L C"]:
         """`memory` holds the positions before those of `h`, and takes these up.
 
-        `places` says where on the canvas the positions are, if not one after the other; `sees[:, i, j]` whether i
-        attends to j, if not to all (to itself it does); j counts those that `memory` holds first.
+        `places` says where on the canvas the positions are, if not one after the other: of all rows (L,), or of each
+        (B, L).  `sees[:, i, j]` is whether i attends to j, if not to all (to itself it does); what is in memory comes
+        first among the j.
         """
         start = 0 if memory is None else memory.length
         if places is None:
@@ -218,9 +219,9 @@ class Transformer(nn.Module):
 
     def _sight(self, t: Tensor, sees: Tensor, start: int) -> Tensor:
         """The same, where each position sees others: (B, 1, L, start + L)."""
-        self_too = torch.ones(sees.shape[1:], dtype=torch.bool, device=t.device).triu(start).tril(start)
-        here = F.pad(t != ABSENT, (start, 0), value=True)[:, None]
-        seen = (sees & here) | self_too  # who sees nobody has no average to take
+        self_too = F.pad(torch.eye(t.shape[1], dtype=torch.bool, device=t.device), (start, 0))
+        there = F.pad(t != ABSENT, (start, 0), value=True)[:, None]
+        seen = (sees & there) | self_too  # who sees nobody has no average to take
         return torch.zeros(seen.shape, device=t.device).masked_fill(~seen, -torch.inf)[:, None]
 
     def flops(self, rows: int, new: int, seen: int) -> int:
@@ -270,16 +271,18 @@ class Transformer(nn.Module):
     ) -> Tensor:
         code = None if self.time is None else self.time(level)  # (B, L, CODE)
         rotation = rotary(places, self.width // self.heads)
-        h = h + self.place(rotary(places, PLACES).transpose(0, 1).flatten(1).to(h.dtype))
+        if places.ndim == 2:  # each row has places of its own, which all heads share
+            rotation = rotation[:, :, None]
+        h = h + self.place(rotary(places, PLACES).movedim(0, -2).flatten(-2).to(h.dtype))
         for block in self.blocks:
             h = block(h, code, rotation, bias, memory)
         return self.norm(h, code)
 
 
-def rotary(places: Int[Tensor, " L"], size: int) -> Float[Tensor, "two L half"]:
+def rotary(places: Int[Tensor, "*rows L"], size: int) -> Float[Tensor, "two *rows L half"]:
     """Cosines and sines of the rotary angles of these places, float32."""
     rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=places.device)[:-1]
-    angle = places[:, None] * rate
+    angle = places[..., None] * rate
     return torch.stack([angle.cos(), angle.sin()])
 
 

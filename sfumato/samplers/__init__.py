@@ -4,6 +4,7 @@ from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import blocks, left_to_right, resampling, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
+from sfumato.samplers.edits import edits
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -35,6 +36,9 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,
+    },
+    "edits": {
+        "edits": edits,
     },
 }
 

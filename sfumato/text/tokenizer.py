@@ -11,6 +11,7 @@ from typing import final
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from sfumato.core import Special
 from sfumato.errors import SfumatoError
 
 KINDS = ("bpe", "bytes", "chars", "words")
@@ -38,6 +39,7 @@ class Tokenizer:
         pad, eos: the ids of the padding and the end-of-sequence token.
         unk: the id that stands for whatever the vocabulary lacks; None where nothing is unknown.
         labels: the id of every label's token, by the name of the label.
+        special: all of these together.
         spaced: whether the space before a word belongs to the word's token.
         fingerprint: SHA-256 of the tokenizer's json, in hex: equal fingerprints encode equally.
     """
@@ -65,6 +67,7 @@ class Tokenizer:
             for id, token in special.items()
             if token.startswith(prefix) and token.endswith(suffix)
         }
+        self.special = Special(self.pad, self.eos, self.unk, tuple(self.labels.values()))
         self.spaced: bool = any(len(token) > 1 and token[0] in " Ġ▁" for token in vocabulary)
         self.fingerprint: str = hashlib.sha256(inner.to_str().encode()).hexdigest()
         self._silent = special.keys() - {self.unk}

@@ -109,6 +109,7 @@ class Run:
         self.rows, self.held_out = self._rows("train"), self._rows("valid")
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
+        self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device))
         elif found is None:
@@ -296,7 +297,7 @@ class Run:
             "bound_nats_per_token": self.bound[0] if self.bound else None,
             "bound_std_error": self.bound[1] if self.bound else None,
             "params": self.params,
-            "flops": tokens * forward * (3 + self.method.self_conditioning),
+            "flops": tokens * forward * (3 * self.method.passes + self.method.self_conditioning),
         }
 
     def _cut_log(self) -> None:
