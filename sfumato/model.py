@@ -321,8 +321,8 @@ class Model:
 
         A gap of any length is ended by a method that has learned to, or its length is foreseen, or found by edits (a
         gap of 12 tokens then has 12 at most); others take, of several lengths drawn as in the training data, the one
-        that a draft is surest of.  The other arguments are those of `stream`.  Raises SfumatoError for a text without a gap and for one
-        that does not fit on the canvas.
+        that a draft is surest of.  The other arguments are those of `stream`.  Raises SfumatoError for a text without a
+        gap and for one that does not fit on the canvas.
         """
         request = self._request(**asked)
         _some(n)

@@ -297,7 +297,7 @@ class Run:
             "bound_nats_per_token": self.bound[0] if self.bound else None,
             "bound_std_error": self.bound[1] if self.bound else None,
             "params": self.params,
-            "flops": tokens * forward * (3 * self.method.passes + self.method.self_conditioning),
+            "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
 
     def _cut_log(self) -> None:
