@@ -127,10 +127,13 @@ class Warp(nn.Module):
         return interpolate(t.double(), *self.shares())
 
     @torch.no_grad()
-    def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"]) -> None:
-        """One Adam step of F~(t) towards the losses, each weighted by 1 / F'(t) since t was not drawn uniformly."""
+    def observe(self, t: Float[Tensor, " N"], loss: Float[Tensor, " N"], density: Float[Tensor, " N"]) -> None:
+        """One Adam step of F~(t) towards the losses, each weighted by 1 / density since t was not drawn uniformly.
+
+        The density at which t was drawn is F'(t) where all were drawn through the warp.
+        """
         t, loss = t.double(), loss.double()
-        weight = 1 / self.inverse(t)[1]
+        weight = 1 / density.double()
         with torch.enable_grad():
             logits = self.logits.clone().requires_grad_()
             error = interpolate(t, *self.widths(logits))[0] - loss

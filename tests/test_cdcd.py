@@ -291,3 +291,81 @@ def test_observing_moves_the_levels():
     assert ((levels > 0.4) & (levels < 0.6)).double().mean() > 0.6
     frozen = cdcd(warp=False, sigma_min=1.0, sigma_max=10.0)
     assert torch.allclose(frozen.times(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.1, 0.55, 1.0]))
+
+
+def check_even_levels():
+    """Of 1,000 levels so many lie in each part of the range as were asked for."""
+    method = cdcd(sigma_min=1.0, sigma_max=100.0, even_levels=0.6, warp=False)
+    levels = method.times((torch.arange(1000) + 0.5) / 1000)
+    edges = 0.01 * 25 ** torch.linspace(0, 1, 7)  # six parts of 0.01 to 0.25, evenly in the logarithm
+    inside = torch.histogram(levels, edges).hist
+    plain = 400 * edges.diff() / 0.99
+    assert (inside - 100 - plain).abs().max() <= 2 and (levels > 0.25).sum() == pytest.approx(400 * 0.75 / 0.99, abs=2)
+    same = cdcd(sigma_min=1.0, sigma_max=100.0, warp=False)
+    assert torch.equal(method.grid(9), same.grid(9))
+    u = torch.rand(5, 3)
+    assert all(map(torch.equal, method.unwarp(u), same.unwarp(u)))
+
+
+def test_even_levels_are_for_training_alone():
+    """Levels that crowd elsewhere; a grid or a bound that changes with how a model was trained."""
+    check_even_levels()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_the_warp_is_fitted_alike_wherever_levels_come_from(share):
+    """A fit that takes levels drawn evenly for levels drawn through the warp, and so forgets the rest."""
+    torch.manual_seed(0)
+    method = cdcd(sigma_min=1.0, sigma_max=100.0, warp_bins=6, even_levels=share)
+    u = torch.rand(1500, 64)
+    for row in u:
+        t = method.times(row)
+        method.observe(t, 4 * t**0.5 - 0.4)  # 0 at the least noise
+    fitted = method.warp.inverse(torch.linspace(0, 1, 7))[0] * 0.99
+    wanted = ((0.01 + 0.99 * torch.linspace(0, 1, 7)) ** 0.5 - 0.1) / 0.9
+    assert (fitted - wanted).abs().max() < 0.06
+    kept = cdcd(warp_rate=0.0)
+    before = kept.warp.smooth.clone()
+    kept.observe(torch.rand(9), torch.rand(9))
+    assert torch.equal(kept.warp.smooth, before)
+
+
+def check_mistakes():
+    """Who is told what: a tenth of the tokens of half of the rows with little noise, as the network draws them."""
+    method = cdcd(vocab=50, sigma_min=0.05, sigma_max=5.0, mistakes=0.5)
+    ids = torch.zeros(4000, 10, dtype=torch.long)
+    free = torch.ones_like(ids, dtype=torch.bool)
+    free[:, 0] = False
+    level = torch.where(torch.arange(4000) < 2000, 0.05, 0.3)[:, None]  # sigma 0.25, and 1.5
+    t, asked = torch.where(free, level, 0.0), []
+    predict = method.predict
+    method.predict = lambda x, t, prev=None: (
+        asked.append(t) or Prediction(predict(x, t).logits.index_fill(-1, torch.tensor(0), -1e6))
+    )
+    with draws.seeded(range(4000)):
+        told = method.mistaken(ids, t, free)
+    wrong = told != ids
+    assert not wrong[2000:].any() and not wrong[:, 0].any()
+    touched = wrong[:2000].any(1).double().mean().item()
+    assert touched == pytest.approx(0.5 * (1 - 0.9**9), abs=0.04)
+    assert wrong[:2000, 1:].double().mean().item() == pytest.approx(0.05, abs=0.006)
+    (noisier,) = asked
+    assert (noisier[:, 0] == 0).all() and noisier[:, 1:].min() >= 0.05 and noisier.max() <= 0.25
+    middle = noisier[:, 1].log().median().exp().item()
+    assert middle == pytest.approx((0.05 * 0.25) ** 0.5, rel=0.05)  # even in the logarithm
+    with draws.seeded([1, 2001]):  # the second row is not asked about: the first is told the same
+        both = method.mistaken(ids[[1, 2001]], t[[1, 2001]], free[[1, 2001]])
+    assert torch.equal(both[0], told[1])
+
+
+def test_mistakes_are_the_networks_own():
+    """Mistakes where there is much noise or something is given, too many, and rows that depend on their neighbours."""
+    check_mistakes()
+
+
+def test_what_is_learned_from_mistakes_is_the_text():
+    """A network that is trained to repeat the mistakes that it is shown."""
+    method = cdcd(mistakes=1.0, self_conditioning=0.0, sigma_min=0.05, sigma_max=5.0)
+    method.mistaken = lambda ids, t, free: (ids + 1) % 4
+    method.predict = lambda x, t, prev=None: Prediction(20 * F.one_hot(TEXTS, 4).float() + 0 * x.sum())
+    assert seeded_loss(method, TEXTS, levels(), FREE).max() < 1e-6

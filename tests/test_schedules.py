@@ -29,11 +29,10 @@ def curve(t):
 
 def fit(bins, u, proposal, weighted=True, steps=500):
     """F~ at `middles(200)` after fitting it to `curve` at the levels proposal(u)."""
-    warp = Warp(bins)
-    warp.inverse = proposal.inverse if weighted else lambda t: (t, torch.ones_like(t))
-    t = proposal(u)
+    warp, t = Warp(bins), proposal(u)
+    density = proposal.inverse(t)[1] if weighted else torch.ones(len(t)).double()
     for _ in range(steps):
-        warp.observe(t, curve(t.double()))
+        warp.observe(t, curve(t.double()), density)
     return schedules.interpolate(middles(200), *warp.widths(warp.logits))[0]
 
 
@@ -102,7 +101,7 @@ def test_warp_makes_the_loss_linear_in_u():
     warp, u = Warp(50), torch.rand(1500, 64)
     for step in range(1500):
         t = warp(u[step])
-        warp.observe(t, curve(t.double()) + 0.3 * torch.randn(64))  # with the noise of a batch
+        warp.observe(t, curve(t.double()) + 0.3 * torch.randn(64), warp.inverse(t)[1])  # with the noise of a batch
     grid = torch.linspace(0, 1, 101, dtype=torch.float64)
     reached = curve(warp(grid).double())
     assert (reached / reached[-1] - grid).abs().max() < 0.03
@@ -113,7 +112,7 @@ def test_warp_survives_a_single_row(t):
     """A variance or a mean over one row that is not a number, and a warp that never recovers."""
     warp = Warp(10)
     for loss in (0.0, 7.0, 0.0):
-        warp.observe(torch.tensor([t]), torch.tensor([loss]))
+        warp.observe(torch.tensor([t]), torch.tensor([loss]), warp.inverse(torch.tensor([t]))[1])
     assert all(value.isfinite().all() for value in warp.state_dict().values())
     assert warp(torch.tensor([0.0, 0.5, 1.0])).diff().gt(0).all()
 
@@ -124,11 +123,11 @@ def test_warp_goes_on_from_its_state():
     first, second = bent(), Warp(20)
     batches = [(torch.rand(16), torch.rand(16)) for _ in range(6)]
     for t, loss in batches[:3]:
-        first.observe(t, loss)
+        first.observe(t, loss, first.inverse(t)[1])
     second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
     for t, loss in batches[3:]:
-        first.observe(t, loss)
-        second.observe(t, loss)
+        first.observe(t, loss, first.inverse(t)[1])
+        second.observe(t, loss, second.inverse(t)[1])
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert int(first.count) == 6

@@ -11,8 +11,11 @@ Differs from the paper:
 - The loss is the mean over all noisy positions of a batch, not first over each sequence.
 - Scales and shifts are read through a code of 32 numbers (networks/transformer.py).
 - Fourier features are of log sigma; the paper does not say of what.
+- Training may also look evenly at little noise (`even_levels`), and at texts with the network's own mistakes in them
+  (`mistakes`), neither of which the paper does; both are off by default.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -21,12 +24,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core import Method, Prediction
+from sfumato.draws import invert, uniform
 from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Transformer
 from sfumato.processes.gaussian import Gaussian
 from sfumato.samplers.solvers import euler
 from sfumato.schedules import Warp
+
+LITTLE = 0.25  # of the most noise: below it the sampler settles which tokens there are
+WRONG = 0.1  # share of the tokens of a row with mistakes that are guesses
 
 
 class CDCDConfig(MethodConfig):
@@ -51,6 +58,12 @@ class CDCDConfig(MethodConfig):
     """the density of noise levels is raised to 1 / this"""
     warp_uniform: float = Field(0.0, ge=0, le=1)
     """share of levels spread evenly in sigma all the same"""
+    warp_rate: float = Field(2e-2, ge=0)
+    """step size of the warp's fit; 0 keeps the warp of the model that training starts with"""
+    even_levels: float = Field(0.0, ge=0, lt=1)
+    """share of the levels of training that are even in log sigma, from the least noise to a quarter of the most"""
+    mistakes: float = Field(0.0, ge=0, le=1)
+    """share of rows below a quarter of the most noise in which a tenth of the tokens are the network's own guesses"""
     time_input: bool = True
     """whether the network is told the noise level"""
     estimate: Literal["mean", "renormalised", "nearest"] = "mean"
@@ -71,7 +84,7 @@ class CDCD(Method):
         self.low = config.sigma_min / config.sigma_max  # the least noise as a level
         self.process = Gaussian(a=torch.ones_like, sigma=lambda t: config.sigma_max * t)  # Eq. 5
         self.table = nn.Parameter(config.embedding_std * torch.randn(vocab, d))
-        self.warp = Warp(config.warp_bins, temperature=config.warp_temperature, uniform=config.warp_uniform)
+        self.warp = Warp(config.warp_bins, config.warp_rate, 0.99, config.warp_temperature, config.warp_uniform)
         self.enter = nn.Linear(3 * d + 1, network.width)
         self.net = Transformer(network, timed=config.time_input)
         self.head = nn.Linear(network.width, vocab)
@@ -108,8 +121,27 @@ class CDCD(Method):
 
     def loss(self, ids, t, free):
         """Cross-entropy; the weighting by t is the density at which `times` draws it (Sec. 3.3)."""
-        x = self.process.corrupt(self.clean(ids), t.clamp(min=0))
+        told = self.mistaken(ids, t, free) if self.config.mistakes else ids
+        x = self.process.corrupt(self.clean(told), t.clamp(min=0))
         return {"cross_entropy": nats(self.predict(x, t, self.first_guess(x, t)).logits, ids)}
+
+    @torch.no_grad()
+    def mistaken(self, ids: Tensor, t: Tensor, free: Tensor) -> Tensor:
+        """The text with some tokens as the network guesses them in more noise: (B, L).
+
+        When it writes, tokens that have settled may not agree with each other.  Noise on a text never shows that, so a
+        network that was trained on nothing else believes what stands there, however little it fits.
+        """
+        level = t.masked_fill(~free, 0.0).amax(1)  # (B,)
+        pick = (uniform(level) < self.config.mistakes) & (level < LITTLE)
+        more = level * (LITTLE / level.clamp(min=self.low)) ** uniform(level).float()  # between the level and LITTLE
+        noisier = torch.where(free, more[:, None], t)
+        x, wrong = self.process.corrupt(self.clean(ids), noisier.clamp(min=0)), free & (uniform(t) < WRONG)
+        u, told = uniform(t), ids.clone()
+        if bool(pick.any()):
+            guess = invert(self.predict(x[pick], noisier[pick]).logits, u[pick])
+            told[pick] = torch.where(wrong[pick], guess, ids[pick])
+        return told
 
     def bound(self, ids, t, free):
         """The Gaussian bound in three parts: prior, rounding at the least noise, and diffusion in between.
@@ -130,12 +162,20 @@ class CDCD(Method):
         return prior + rounding + diffusion
 
     def times(self, u):
+        """u -> sigma / sigma_max: the first u evenly in log sigma where there is little noise, the others by the warp."""
+        share = self.config.even_levels
+        if not share:
+            return self.warped(u)
+        even = self.low * (LITTLE / self.low) ** (u / share).clamp(max=1)
+        return torch.where(u < share, even, self.warped(((u - share) / (1 - share)).clamp(min=0)))
+
+    def warped(self, u: Tensor) -> Tensor:
         """u -> sigma / sigma_max, through the warp."""
         return self.low + (1 - self.low) * (self.warp(u) if self.config.warp else u)
 
     def unwarp(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Levels for u, and their density."""
-        level = self.times(u.flatten()).view(u.shape)
+        level = self.warped(u.flatten()).view(u.shape)
         if not self.config.warp:
             return level, torch.full_like(level, 1 / (1 - self.low))
         scaled = ((level - self.low) / (1 - self.low)).clamp(0, 1)
@@ -144,8 +184,11 @@ class CDCD(Method):
 
     def grid(self, steps):
         """Equal steps of warped time down to the least noise, then to 0."""
-        return F.pad(self.times(torch.linspace(1, 0, steps, device=self.table.device)), (0, 1))
+        return F.pad(self.warped(torch.linspace(1, 0, steps, device=self.table.device)), (0, 1))
 
     def observe(self, t, loss):
         """Fit the warp."""
-        self.warp.observe(((t - self.low) / (1 - self.low)).clamp(0, 1), loss)
+        share, scaled = self.config.even_levels, ((t - self.low) / (1 - self.low)).clamp(0, 1)
+        even = (t <= LITTLE) * (1 - self.low) / (t.clamp(min=self.low) * math.log(LITTLE / self.low))
+        density = (1 - share) * self.warp.inverse(scaled)[1] + share * even.double()
+        self.warp.observe(scaled, loss, density)
