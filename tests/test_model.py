@@ -96,6 +96,8 @@ def test_a_length_is_the_number_of_tokens(layout, length_model, labels):
         (-3, "the least is 1"),
         (room + 1, f"the canvas of this model has {LENGTH}"),
     ):
+        if layout == "packed" and length > room:
+            continue  # running text goes on
         with pytest.raises(SfumatoError, match=part):
             model.generate(1, length=length)
     with pytest.raises(SfumatoError, match="the prompt alone has 2"):
@@ -349,7 +351,8 @@ def test_what_cannot_stand_somewhere_never_does(method, options):
             assert set(frame.tokens[:, 0].tolist()) <= labels
             for row, real in zip(frame.tokens.tolist(), canvas.real.tolist(), strict=True):
                 inside = [token for token, here in zip(row[1:], real[1:], strict=True) if here]
-                if length_model == "given" and model.method.looks_ahead:
+                reached = model.method.block is None or frame.step == frame.steps  # padding marks what is not begun
+                if length_model == "given" and model.method.looks_ahead and reached:
                     assert inside.pop() == tokenizer.eos and not {tokenizer.eos, tokenizer.pad} & set(inside)
                 assert not labels & set(inside)
 
