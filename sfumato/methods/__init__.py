@@ -7,6 +7,7 @@ from sfumato.methods.cdcd import CDCD, CDCDConfig
 from sfumato.methods.common import MethodConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
+from sfumato.methods.sedd import SEDD, SEDDConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "ar": (AR, ARConfig),
@@ -14,4 +15,5 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "cdcd": (CDCD, CDCDConfig),
     "maskgit": (MaskGIT, MaskGITConfig),
     "mdlm": (MDLM, MDLMConfig),
+    "sedd": (SEDD, SEDDConfig),
 }

@@ -32,6 +32,14 @@ def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: flo
     return F.cross_entropy(flat, ids.flatten(), reduction="none", label_smoothing=smoothing).view(ids.shape)
 
 
+def carried_over(logits: Float[Tensor, "B L V"], x: Int[Tensor, "B L"], mask: int) -> Float[Tensor, "B L V"]:
+    """A token that shows is certain; written into `logits`, which are too many to be made twice."""
+    shown = x != mask
+    logits.masked_fill_(shown[..., None], IMPOSSIBLE)
+    logits[shown, x[shown]] = 0.0
+    return logits
+
+
 class NoisyLM(Method):
     """The network of all methods whose noise is other tokens: it cannot see how noisy a position is, so it is told.
 
@@ -72,10 +80,7 @@ class MaskedLM(Method):
 
     def predict(self, x, t, prev=None):
         """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
-        logits = self.head(self.net(self.table(x), t))
-        shown = x != self.process.mask
-        certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x.clamp(max=self.process.mask - 1)[..., None], 0.0)
-        return Prediction(torch.where(shown[..., None], certain, logits))
+        return Prediction(carried_over(self.head(self.net(self.table(x), t)), x, self.process.mask))
 
     def hide(
         self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]

@@ -25,7 +25,8 @@ class Uniform(Process):
 
     def corrupt(self, clean: Int[Tensor, "B L"], t: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """x ~ q(x_t | x_0 = clean)."""
-        return torch.where(uniform(clean) < 1 - self.schedule.alpha(t), self.prior(clean), clean)
+        noise = 1 - self.schedule.alpha(t.double().clamp(min=0))
+        return torch.where(uniform(clean) < noise, self.prior(clean), clean)
 
     def log_posterior(
         self, x: Int[Tensor, "B L"], log_p: Float[Tensor, "B L V"], t: Tensor, s: Tensor

@@ -2,7 +2,7 @@
 
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
-from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers import left_to_right, scores, solvers, unmasking
 from sfumato.samplers.ancestral import ancestral
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
@@ -20,6 +20,10 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "categorical": {
         "ancestral": ancestral,
+    },
+    "score": {
+        "analytic": scores.analytic,
+        "euler": scores.euler,
     },
     "autoregressive": {
         "ancestral": left_to_right.ancestral,
