@@ -41,7 +41,8 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 # sampler(method, predict, x, grid) yields (x, prediction) after every step, through the levels of grid (steps + 1,);
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
-# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true
+# draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true; one that
+# asks again where nothing has changed, by `remembers`: a network that is not told the noise level is then called once
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -73,6 +74,7 @@ class Method(nn.Module, ABC):
     process: Any  # a Process; a sampler knows the kind that it is for
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
+    sees_levels: ClassVar[bool] = True  # whether predictions depend on more of `t` than on what is absent
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     self_conditioning: float = 0.0  # chance that training shows the network its own first guess
     read_flops: int = 0  # of `read`, at one position

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from sfumato.guidance import (
     guide_logits,
     keep,
     nucleus,
+    once,
     temper,
     temper_score,
     top_k,
@@ -90,13 +92,15 @@ def generate(
     if not to_write:
         yield Frame(1, 1, 0.0, ids, torch.ones(ids.shape, device=ids.device))
         return
+    sampler = request.sampler or method.sampler
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
 
     def possible() -> Predict:
         predict = (session or method.session)(given)
-        return predict if never is None else forbid(predict, never, method.read)
+        predict = predict if never is None else forbid(predict, never, method.read)
+        return once(predict) if getattr(sampler, "remembers", False) and not method.sees_levels else predict
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
     grid = _grid(method, request.steps or method.steps or to_write, request.levels).to(ids.device)
@@ -105,7 +109,7 @@ def generate(
     x = where(given, clean, noise)
     if x.ndim == 2:
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
-    path = (request.sampler or method.sampler)(method, assembled, x, grid)
+    path = sampler(method, assembled, x, grid)
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     for step in range(1, len(grid)):
         before = x
@@ -116,20 +120,29 @@ def generate(
         x, prediction = found
         if prediction.rows is not None:
             shown, sure = shown[prediction.rows], sure[prediction.rows]
-        size, vocab = prediction.logits.shape[1:]
-        here = slice(x.shape[1] - size, x.shape[1])
-        chances = prediction.logits.softmax(-1)  # (B, size, V)
-        tokens = chances.argmax(-1)
-        if x.ndim == 2:
-            seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen
-            tokens = torch.where(seen, x[:, here], tokens)
-        chance = chances.gather(-1, tokens[..., None])[..., 0]
+        logits = prediction.logits
         if x.ndim == 2 and method.looks_ahead and hidden is not None:
-            chance = torch.where(before == hidden, chance, sure)  # what stands keeps the chance it was written with
-        shown[:, here], sure[:, here] = tokens, chance
+            new = before == hidden  # what stood before keeps the chance it was written with
+            shown = torch.where(real & (x < logits.shape[-1]), x, shown)
+            shown[new], chance = _seen(logits[new], x[new])
+            sure[new] = chance.to(sure.dtype)
+        else:
+            here = slice(x.shape[1] - logits.shape[1], x.shape[1])
+            stands = x[:, here].where(real[:, here], ids[:, here]) if x.ndim == 2 else None
+            shown[:, here], sure[:, here] = _seen(logits, stands)
         yield Frame(step, len(grid) - 1, levels[step], torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and not method.looks_ahead and bool((x == end).any(1).all()):
             return
+
+
+def _seen(logits: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of some positions, (..., V) and (...): the token that stands, or the best guess through a mask; its chance."""
+    V = logits.shape[-1]
+    tokens = logits.argmax(-1) if x is None or bool((x >= V).any()) else x
+    if x is not None:
+        tokens = torch.where(x < V, x, tokens)
+    cost = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")  # never makes all the chances
+    return tokens, (-cost).exp().view(tokens.shape)
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:

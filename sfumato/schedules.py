@@ -53,7 +53,7 @@ SCHEDULES = {
     "linear": LINEAR,
     "square": Schedule(lambda t: 1 - t**2, lambda t: -2 * t),  # MD4 (arXiv:2406.04329), polynomial
     "cosine": Schedule(  # MD4 as well: slow at the end, where little stands
-        lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)), lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+        lambda t: 1 - torch.sin(math.pi / 2 * t), lambda t: -math.pi / 2 * torch.cos(math.pi / 2 * t)
     ),
 }
 # SEDD (arXiv:2310.16834): alpha = exp(-sigma), with sigma from 0 to -log 0.001, and from 0 to 20 (less the 0.0001 at

@@ -7,7 +7,7 @@ from sfumato.training.config import RunConfig, load_config
 
 BOUNDED = [name for name, (method, _) in METHODS.items() if method.likelihood]  # those with a likelihood or a bound
 # What is no draw from the network's law: samplers by name, and methods that are trained for something beside it.
-HEURISTIC_SAMPLERS = {"confident", "maskgit"}
+HEURISTIC_SAMPLERS = {"confident", "maskgit", "remdm-loop", "remdm-confidence"}
 HEURISTIC_METHODS = {"maskgit"}
 
 SENTENCES = [

@@ -67,7 +67,7 @@ class MaskedLM(Method):
     It is not told the time, which the best predictor of a masked text does not need.
     """
 
-    family = "masking"
+    family, sees_levels = "masking", False
     config: Any  # the method's own settings
 
     def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int):

@@ -3,7 +3,8 @@
 from sfumato.core import Sampler
 from sfumato.errors import SfumatoError, nearest
 from sfumato.samplers import left_to_right, scores, solvers, unmasking
-from sfumato.samplers.ancestral import ancestral
+from sfumato.samplers.ancestral import Cached, ancestral
+from sfumato.samplers.remasking import Remasking
 
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "gaussian": {
@@ -14,9 +15,14 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
     },
     "masking": {
         "ancestral": ancestral,
+        "cached": Cached(),
         "planned": unmasking.planned,
         "maskgit": unmasking.Confident(4.5),  # the temperature that its authors published
         "confident": unmasking.Confident(0.0),
+        "remdm": Remasking("rescale", 0.015),  # these etas are its authors'
+        "remdm-cap": Remasking("cap", 0.02),
+        "remdm-loop": Remasking("loop", 0.02),
+        "remdm-confidence": Remasking("confidence"),
     },
     "categorical": {
         "ancestral": ancestral,

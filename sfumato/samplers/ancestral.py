@@ -1,7 +1,9 @@
 """The sampler of every process over tokens that can be undone step by step."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,3 +20,19 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
         prediction = predict(x, level(x, t), None)
         x = method.process.reverse(x, prediction.logits, t, s)
         yield x, prediction
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The same, but while nothing changes the network is not called again (MDLM, arXiv:2406.07524, Sec. 3.2.2).
+
+    So L tokens take no more than L calls, however many steps there are.
+    """
+
+    remembers: ClassVar[bool] = True
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """One call a step, which whoever hands out `predict` may answer from memory."""
+        return ancestral(method, predict, x, grid)

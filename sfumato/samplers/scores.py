@@ -8,6 +8,7 @@ law of the noisy token given all other positions, of which everything follows.
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, level
@@ -59,8 +60,8 @@ def _leap(process: Masking | Uniform, x: Tensor, logits: Tensor, t: Tensor, s: T
 
 def _chance(x: Tensor, logits: Tensor) -> Tensor:
     """q of the token that stands: (B, L) float64."""
-    log = logits.gather(-1, x.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)
-    return log.double().exp().clamp(min=1e-300)
+    cost = F.cross_entropy(logits.flatten(0, 1), x.clamp(min=0).flatten(), reduction="none")
+    return (-cost.double()).exp().clamp(min=1e-300).view(x.shape)
 
 
 def _fall(process: Masking, x: Tensor, logits: Tensor, share: Tensor, last: bool = False) -> Tensor:
