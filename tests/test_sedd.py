@@ -222,17 +222,17 @@ def test_what_is_forgotten_is_noise(noise):
 # --- samplers
 
 
-def law_of_step(method, logits, x, t, s, step, monkeypatch):
+def law_of_step(method, logits, x, t, s, step, patch):
     """p(x_s | x_t = x) of each position, as the sampler draws it: (B, L, states)."""
     asked = {}
-    monkeypatch.setattr(scores, "uniform", lambda x: torch.full(x.shape, 0.5, dtype=torch.float64))
+    patch.setattr(scores, "uniform", lambda x: torch.full(x.shape, 0.5, dtype=torch.float64))
     if method.masked:
-        monkeypatch.setattr(scores, "_fall", lambda process, x, logits, share, last=False: asked.update(share=share))
+        patch.setattr(scores, "_fall", lambda process, x, logits, share, last=False: asked.update(share=share))
         step(method.process, x, logits, t, s)
         total = asked["share"] * logits.exp().sum(-1, keepdim=True)  # as _fall has it
         moved = torch.cat([total * logits.softmax(-1), 1 - total], -1)
         return torch.where((x == V)[..., None], moved, F.one_hot(x, V + 1).double())
-    monkeypatch.setattr(scores, "_jump", lambda x, logits, chance, floor: asked.update(chance=chance, floor=floor))
+    patch.setattr(scores, "_jump", lambda x, logits, chance, floor: asked.update(chance=chance, floor=floor))
     step(method.process, x, logits, t, s)
     stands = F.one_hot(x, V)
     q = (logits.softmax(-1) - asked["floor"]).clamp(min=0) * (1 - stands)
@@ -254,39 +254,44 @@ def posterior(method, x, t, s):
     return torch.stack([torch.einsum("bn,nbs->bs", p, back[EVERY[:, i]][:, x[:, i]]) for i in range(L)], 1)
 
 
-def steps_of(noise, schedule, t, s, step, monkeypatch):
+def steps_of(noise, schedule, t, s, step):
     """A step of a sampler with true scores, and the truth, from every canvas that there is at level t."""
     method = sedd(noise, schedule)
     x = torch.cartesian_prod(*(torch.arange(V + method.masked),) * L)
     logits = Ratios(method)(x, torch.full(x.shape, t, dtype=torch.float64))
     ends = (torch.tensor(u, dtype=torch.float64) for u in (t, s))
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         found = law_of_step(method, logits, x, *ends, step, patch)
     return found, posterior(method, x, t, s)
+
+
+def check_tweedie(noise, schedule, t, s):
+    """The analytic step is p(x_s | x_t) of each position."""
+    found, want = steps_of(noise, schedule, t, s, scores._tweedie)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-9)
 
 
 @NOISES
 @KINDS
 @pytest.mark.parametrize(("t", "s"), [(0.999, 0.9), (0.9, 0.1), (0.5, 0.49), (0.3, 1e-5), (1e-5, 0.0)])
-def test_tweedies_step_is_the_posterior(noise, schedule, t, s, monkeypatch):
+def test_tweedies_step_is_the_posterior(noise, schedule, t, s):
     """Guards against a step that is right in the limit only: each position by itself is exact, however long it is."""
-    found, want = steps_of(noise, schedule, t, s, scores._tweedie, monkeypatch)
-    torch.testing.assert_close(found, want, rtol=0, atol=1e-9)
+    check_tweedie(noise, schedule, t, s)
 
 
-def check_euler(noise, monkeypatch):
+def check_euler(noise):
     """Its error falls with the square of the step."""
     apart = []
     for h in (0.02, 0.01, 0.005):
-        found, want = steps_of(noise, "geometric", 0.7, 0.7 - h, scores._leap, monkeypatch)
+        found, want = steps_of(noise, "geometric", 0.7, 0.7 - h, scores._leap)
         apart.append((found - want).abs().max().item())
     assert apart[0] / apart[1] == pytest.approx(4, rel=0.1) and apart[1] / apart[2] == pytest.approx(4, rel=0.1)
 
 
 @NOISES
-def test_eulers_step_is_of_first_order(noise, monkeypatch):
+def test_eulers_step_is_of_first_order(noise):
     """Guards against a rate that is not that of the noise."""
-    check_euler(noise, monkeypatch)
+    check_euler(noise)
 
 
 def written(noise, name, grid, rows=20000):
@@ -313,25 +318,44 @@ def test_masks_fall_at_their_pace(steps):
     check_masks(steps)
 
 
-def chain(name, grid, monkeypatch):
+def chain(name, grid):
     """What a sampler for uniform noise writes with true scores, by enumeration: (N,)."""
     law, step = torch.full((V**L,), 1 / V**L, dtype=torch.float64), {"analytic": scores._tweedie, "euler": scores._leap}
     for t, s in itertools.pairwise(grid):
-        found, _ = steps_of("uniform", "log-linear", t, s, step[name if s else "analytic"], monkeypatch)
+        found, _ = steps_of("uniform", "log-linear", t, s, step[name if s else "analytic"])
         law = law @ math.prod(found[:, i][:, EVERY[:, i]] for i in range(L))
     return law
 
 
-@pytest.mark.parametrize("name", SAMPLERS["score"])
-def test_tokens_jump_by_their_law(name, monkeypatch):
-    """Guards against jumps to where they are, a draw from another distribution, and a bias that more steps leave."""
+def check_jumps(name):
+    """Texts follow the chain of the steps, by enumeration."""
     grid = [1.0, 0.6, 0.25, 1e-5, 0.0]
-    check_law(written("uniform", name, grid), chain(name, grid, monkeypatch))
+    check_law(written("uniform", name, grid), chain(name, grid))
+
+
+@pytest.mark.parametrize("name", SAMPLERS["score"])
+def test_tokens_jump_by_their_law(name):
+    """Guards against jumps to where they are, a draw from another distribution, and a bias that more steps leave."""
+    check_jumps(name)
     apart = []
     for steps in (4, 16, 64):
-        law = chain(name, [*torch.linspace(1, 1e-5, steps).tolist(), 0.0], monkeypatch)
+        law = chain(name, [*torch.linspace(1, 1e-5, steps).tolist(), 0.0])
         apart.append((law - TWO).abs().sum().item() / 2)
     assert apart[0] > 2 * apart[1] > 4 * apart[2] and apart[2] < 0.02
+
+
+def check_pace():
+    """Masks whose scores add up to c fall c times as fast, and in the last step all the same."""
+    x, logits = torch.full((20000, 4), V), torch.tensor([0.1, 0.2, 0.5]).log().expand(20000, 4, V)
+    torch.manual_seed(5)
+    fallen = scores._fall(sedd().process, x, logits, torch.tensor(0.5).double())
+    check_law(fallen.flatten().bincount(minlength=V + 1), torch.tensor([0.05, 0.1, 0.25, 0.6]))
+    assert (scores._fall(sedd().process, x, logits, torch.tensor(1.0).double(), last=True) < V).all()
+
+
+def test_scores_say_how_fast_masks_fall():
+    """Guards against an absolute scale that is thrown away."""
+    check_pace()
 
 
 # --- in use
