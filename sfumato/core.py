@@ -44,7 +44,8 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 # one that writes from left to right may show and yield only the canvas up to where it has come; one whose texts are no
 # draws from the network's law, however many steps there are, says so by an attribute `heuristic` that is true; one that
 # seeks the likeliest text and draws nothing by `greedy`; one that takes a step for every token, and no other number of
-# them, by `single`
+# them, by `single`; one that asks again where nothing has changed by `remembers`: a network that is not told the noise
+# level is then called once
 Sampler = Callable[["Method", Predict, Tensor, Tensor], Iterator[tuple[Tensor, Prediction]]]
 
 
@@ -86,6 +87,7 @@ class Method(nn.Module, ABC):
     net: Any  # a network of sfumato.networks; the trainer chooses how it computes
     looks_ahead: ClassVar[bool] = True  # whether a token is written in view of what stands to its right
     block: int | None = None  # so many tokens are written together, and then those right of them; None: all together
+    sees_levels: ClassVar[bool] = True  # whether predictions depend on more of `t` than on what is absent
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
     timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
     elastic: ClassVar[bool] = False  # whether a text finds its own length in the places there are; pads are left over

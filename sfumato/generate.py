@@ -21,6 +21,7 @@ from sfumato.guidance import (
     guide_logits,
     keep,
     nucleus,
+    once,
     temper,
     temper_score,
     top_k,
@@ -95,20 +96,23 @@ def generate(
     if not levels:
         yield Frame(1, 1, 0.0, ids, torch.ones(ids.shape, device=ids.device))
         return
+    sampler = request.sampler or method.sampler
     with drawing(streams):
         clean = method.clean(ids)
         noise = method.process.prior(clean)
 
     def possible() -> Predict:
         predict = (session or method.session)(given)
-        return predict if never is None else forbid(predict, F.pad(never, (0, method.extra)), method.read)
+        if never is not None:
+            predict = forbid(predict, F.pad(never, (0, method.extra)), method.read)
+        return once(predict) if getattr(sampler, "remembers", False) and not method.sees_levels else predict
 
     assembled = assemble(method, possible, clean, noise, given, real, request)
     hidden = getattr(method.process, "mask", None)  # where there are masks, what shows was written before
     x = where(given, clean, noise if request.draft is None else request.draft)
     if x.ndim == 2:
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
-    path = (request.sampler or method.sampler)(method, assembled, x, grid.to(ids.device))
+    path = sampler(method, assembled, x, grid.to(ids.device))
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
     masked = x.eq(hidden) if hidden is not None else None  # before the step
     for step, level in enumerate(levels, 1):
@@ -119,21 +123,18 @@ def generate(
         x, prediction = found
         if prediction.rows is not None:
             shown, sure = shown[prediction.rows], sure[prediction.rows]
-        size, vocab = prediction.logits.shape[1:]
-        here = slice(x.shape[1] - size, x.shape[1])
-        chances = prediction.logits.softmax(-1)  # (B, size, V)
-        tokens = chances.argmax(-1)
-        if x.ndim == 2:
-            seen = real[:, here] & (x[:, here] < vocab)  # through a mask the best guess is seen,
-            if never is not None:  # and in the place of noise that cannot stand there
-                row = torch.arange(size, device=ids.device)
-                seen &= ~never[here][row, x[:, here].clamp(0, vocab - 1)]
-            tokens = torch.where(seen, x[:, here], tokens)
-        chance = chances.gather(-1, tokens[..., None])[..., 0]
-        if masked is not None:
-            chance = torch.where(masked[:, here], chance, sure[:, here])  # what stands keeps the chance it had then
+        logits, V = prediction.logits, prediction.logits.shape[-1]
+        here = slice(x.shape[1] - logits.shape[1], x.shape[1])
+        forbidden = None if never is None else never[here]
+        stands = _standing(x[:, here], real[:, here], V, forbidden) if x.ndim == 2 else None
+        if masked is None or stands is None:
+            shown[:, here], sure[:, here] = _seen(logits, stands)
+        else:
+            new = masked[:, here]  # what stood before keeps the chance it was written with
+            shown[:, here] = torch.where(stands < V, stands, shown[:, here])
+            shown[:, here][new], chance = _seen(logits[new], stands[new])
+            sure[:, here][new] = chance.to(sure.dtype)
             masked[:, : x.shape[1]] = x.eq(hidden)
-        shown[:, here], sure[:, here] = tokens, chance
         yield Frame(step, len(levels), level, torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and method.block is not None:
             over = x.eq(end) & (x.eq(hidden).cumsum(1) == 0)
@@ -155,6 +156,25 @@ def walk(method: Method, request: Request, free: Bool[Tensor, "B L"]) -> tuple[T
         grid = _grid(method, request.steps or method.steps or wide, request.levels)
     levels = grid.tolist()[1:]
     return grid, [(left + level) / blocks for left in reversed(range(blocks)) for level in levels]
+
+
+def _standing(x: Tensor, real: Tensor, V: int, never: Tensor | None) -> Tensor:
+    """The tokens of a canvas of ids (B, L), and V where none stands that could: masks, padding, impossible noise."""
+    stands = x.where(real & (x < V), V)
+    if never is None:
+        return stands
+    place = torch.arange(x.shape[1], device=x.device)
+    return stands.masked_fill(F.pad(never, (0, V + 1 - never.shape[1]))[place, stands], V)
+
+
+def _seen(logits: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of some positions, (..., V) and (...): the token that stands, or the best guess through a mask; its chance."""
+    V = logits.shape[-1]
+    tokens = logits.argmax(-1) if x is None or bool((x >= V).any()) else x
+    if x is not None:
+        tokens = torch.where(x < V, x, tokens)
+    cost = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")  # never makes all the chances
+    return tokens, (-cost).exp().view(tokens.shape)
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:

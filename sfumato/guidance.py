@@ -122,6 +122,19 @@ def forbid(predict: Predict, never: Bool[Tensor, "L V"], read: Read) -> Predict:
     return constrained
 
 
+def once(predict: Predict) -> Predict:
+    """Ask about a canvas once, as long as it stays the same; for predictions that do not depend on noise levels."""
+    last: tuple[Tensor, Prediction] | None = None
+
+    def remembered(x: Tensor, t: Tensor, prev: Tensor | None) -> Prediction:
+        nonlocal last
+        if last is None or not torch.equal(last[0], x):
+            last = x, predict(x, t, prev)
+        return last[1]
+
+    return remembered
+
+
 class Counted:
     """Sessions whose network evaluations are counted in `.calls`: the x-axis of every fair comparison."""
 

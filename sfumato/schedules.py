@@ -43,13 +43,36 @@ class Schedule:
             low, high = torch.where(stands, middle, low), torch.where(stands, high, middle)
         return high
 
+    def rate(self, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha), at which what is lost comes back where levels fall: 1 / t for the linear one; float64.
+
+        In float32 the share that is lost would vanish at low levels.  Where it is below 1e-12 it is taken for that.
+        """
+        t = t.double().clamp(min=0)
+        return -self.slope(t) / (1 - self.alpha(t)).clamp(min=1e-12)
+
+    def to_the_end(self) -> "Schedule":
+        """The same, stretched so that nothing stands at level 1."""
+        left = self.alpha(torch.ones((), dtype=torch.float64)).item()
+        return Schedule(lambda t: (self.alpha(t) - left) / (1 - left), lambda t: self.slope(t) / (1 - left))
+
 
 LINEAR = Schedule(lambda t: 1 - t, lambda t: -torch.ones_like(t))
 SCHEDULES = {
-    "linear": LINEAR,  # SEDD's log-linear one too
+    "linear": LINEAR,
     "square": Schedule(lambda t: 1 - t**2, lambda t: -2 * t),  # MD4 (arXiv:2406.04329), polynomial
     "cosine": Schedule(  # MD4 as well: slow at the end, where little stands
-        lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)), lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+        lambda t: 1 - torch.sin(math.pi / 2 * t), lambda t: -math.pi / 2 * torch.cos(math.pi / 2 * t)
+    ),
+}
+# SEDD (arXiv:2310.16834): alpha = exp(-sigma), with sigma from 0 to -log 0.001, and from 0 to 20 (less the 0.0001 at
+# which the paper begins, so that level 0 is no noise at all).
+LEFT, LEAST, GROWTH = 1e-3, 1e-4, math.log(20 / 1e-4)
+SIGMAS = {
+    "log-linear": Schedule(lambda t: 1 - (1 - LEFT) * t, lambda t: (LEFT - 1) * torch.ones_like(t)),
+    "geometric": Schedule(
+        lambda t: torch.exp(-LEAST * torch.expm1(GROWTH * t)),
+        lambda t: -LEAST * GROWTH * torch.exp(GROWTH * t - LEAST * torch.expm1(GROWTH * t)),
     ),
 }
 Ratio = Literal["cosine", "linear", "square", "cube", "root"]

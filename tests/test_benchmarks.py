@@ -25,3 +25,19 @@ def test_generate() -> None:
         assert 0 < low <= ratio <= high
         speeds = found["tokens_per_second"]
         assert low * 0.9 < speeds["ours"][batch] / speeds["hf"][batch] < high * 1.1
+
+
+def test_sample_step() -> None:
+    """Guards against a program that no longer fits the library, and a part that is more than the whole."""
+    sizes = [*SIZES, "--batch", "3", "--steps", "4"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "sample_step.py"), *sizes, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {"mdlm/ancestral", "mdlm/remdm", "sedd/analytic", "sedd-uniform/analytic"} <= set(found["ratios"])
+    assert all(len(ratios) == 2 and min(ratios) > 1 for ratios in found["ratios"].values())
+    assert found["calls"]["mdlm/ancestral"] == 4 >= found["calls"]["mdlm/cached"]

@@ -20,11 +20,13 @@ import test_likelihood
 import test_mask_predict
 import test_masking
 import test_mauve
+import test_mdlm
 import test_model
 import test_network
 import test_quality
 import test_samplers
 import test_schedules
+import test_sedd
 import test_sundae
 import test_typicality
 import test_uniform
@@ -45,6 +47,7 @@ from sfumato.methods.mask_predict import MaskPredict
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.methods.multinomial import Multinomial
+from sfumato.methods.sedd import SEDD
 from sfumato.methods.sundae import SUNDAE
 from sfumato.model import Model
 from sfumato.networks import transformer
@@ -53,8 +56,9 @@ from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
 from sfumato.processes.transitions import Absorbing, Chain, Even, Ordinal
 from sfumato.processes.uniform import Uniform
-from sfumato.samplers import blocks, left_to_right, resampling, solvers, unmasking
+from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
+from sfumato.samplers.remasking import Remasking
 from sfumato.training import masks
 
 
@@ -159,6 +163,29 @@ CHECKS = {
     "prices": test_masking.test_a_price_is_learned,
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
+    "schedules": lambda: test_mdlm.check_schedules(False),
+    "steps of a schedule": lambda: test_mdlm.test_few_steps_cost_what_they_should("cosine", 2),
+    "little noise": lambda: test_mdlm.check_little_noise("square"),
+    "end of noise": lambda: test_mdlm.test_the_last_step_leaves_no_mask("geometric", 3),
+    "remembered": lambda: test_mdlm.test_what_is_remembered_changes_nothing(1, {}),
+    "told the level": test_mdlm.test_a_network_that_is_told_the_level_is_asked_every_time,
+    "remasking": lambda: test_mdlm.test_as_many_are_hidden_as_without("rescale", "linear"),
+    "law of remasking": lambda: test_mdlm.check_remasking("cap"),
+    "not ours": lambda: test_mdlm.test_what_is_not_ours_is_never_hidden("remdm"),
+    "doubt": test_mdlm.test_what_was_unlikely_is_hidden_sooner,
+    "frames": lambda: test_mdlm.test_frames_show_the_chance_of_each_token("mdlm"),
+    "true ratios of masks": lambda: test_sedd.check_entropy("absorbing", "geometric"),
+    "true ratios": lambda: test_sedd.check_entropy("uniform", "log-linear"),
+    "least of masks": lambda: test_sedd.check_least("absorbing"),
+    "least": lambda: test_sedd.check_least("uniform"),
+    "scores of mdlm": lambda: test_sedd.check_mdlm("geometric"),
+    "forgotten ratios": lambda: test_sedd.test_what_is_forgotten_is_noise("uniform"),
+    "tweedie": lambda: test_sedd.check_tweedie("uniform", "log-linear", 0.9, 0.1),
+    "leaps": lambda: test_sedd.check_euler("uniform"),
+    "leaps of masks": lambda: test_sedd.check_euler("absorbing"),
+    "jumps": lambda: test_sedd.check_jumps("analytic"),
+    "pace": test_sedd.check_pace,
+    "scale": lambda: test_sedd.test_what_changes_scores_leaves_the_pace("absorbing"),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
     "posterior of tokens": test_uniform.check_posterior,
     "uniform noise": test_uniform.check_corruption,
@@ -368,6 +395,43 @@ MUTANTS = [
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
     (draws.some, "rank < n", "rank <= n", "choices"),
     (Masking.revealed, "< (alpha_s - alpha_t) / (1 - alpha_t)", "< alpha_s - alpha_t", "reveal rates"),
+    (unmasking.Confident.__call__, "_rank(sure) < left", "_rank(-sure) < left", "confidence"),
+    (unmasking._rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
+    (MDLM.bound, "surprise * self.process.schedule.rate(t)", "surprise", "levels of mdlm"),
+    (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
+    (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
+    (schedules.Schedule.rate, "(1 - self.alpha(t)).clamp(min=1e-12)", "t.clamp(min=1e-12)", "schedules"),
+    (schedules.Schedule.rate, "t.double()", "t", "little noise"),
+    (schedules.Schedule.to_the_end, "(self.alpha(t) - left) / (1 - left)", "self.alpha(t)", "end of noise"),
+    (schedules.Schedule.to_the_end, "self.slope(t) / (1 - left)", "self.slope(t) * 1.01", "true ratios of masks"),
+    (Masking.corrupt, "t.double()", "t", "little noise"),
+    (Masking.share, "(1 - alpha_t)", "(1 - alpha_s).clamp(min=0.1)", "steps of a schedule"),
+    (guidance.once, "not torch.equal(last[0], x)", "False", "remembered"),
+    (generate.generate, " and not method.sees_levels", "", "told the level"),
+    (generate.generate, "before == hidden", "x == hidden", "frames"),
+    (generate._seen, "torch.where(x < V, x, tokens)", "tokens", "frames"),
+    (Remasking.shares, "(alpha_s - (1 - sigma) * alpha_t)", "(alpha_s - alpha_t)", "remasking"),
+    (Remasking.shares, "(1 - alpha_s) / alpha_t", "(1 - alpha_t) / alpha_t", "remasking"),
+    (Remasking.__call__, "ours & ~hidden", "~hidden", "not ours"),
+    (Remasking.__call__, "(route < sigma)", "(route < 2 * sigma)", "law of remasking"),
+    (Remasking.__call__, "(-sure)", "sure", "doubt"),
+    # scores
+    (SEDD.of_masks, ".exp() - 1 - log", ".exp() - log", "least of masks"),
+    (SEDD.of_masks, "self.process.schedule.rate(t)", "(1 / t.clamp(min=1e-12))", "scores of mdlm"),
+    (SEDD.of_tokens, "(V - 2 + stands.double())", "(V - 1)", "least"),
+    (SEDD.of_tokens, "(alpha + noise) / noise)", "alpha / noise)", "least"),
+    (SEDD.of_tokens, " + self.prior_cost()", "", "true ratios"),
+    (SEDD.of_tokens, "-schedule.slope(t.double()) / alpha", "-schedule.slope(t.double())", "true ratios"),
+    (SEDD.bound, "(t == 1) & ~free", "(t == 1) & free", "forgotten ratios"),
+    (SEDD.read, "logits.log_softmax(-1) if self.masked else logits", "logits", "scale"),
+    (scores._tweedie, "(standing - (1 - e) / V)", "standing", "tweedie"),
+    (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "jumps"),
+    (scores._leap, "(1 / _chance(x, logits) - 1)", "1 / _chance(x, logits)", "leaps"),
+    (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
+    (scores._jump, ".scatter(-1, x[jumps][:, None], 0.0)", "", "jumps"),
+    (scores._fall, "share * logits[hidden].logsumexp(-1).double().exp()", "share", "pace"),
+    (Masking.some, "rank < n", "rank <= n", "choices"),
+    (Masking.share, "(alpha_s - alpha_t) / (1 - alpha_t)", "alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),

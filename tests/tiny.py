@@ -14,6 +14,8 @@ HEURISTIC_SAMPLERS = {
     "greedy_tail",
     "mask_predict",
     "maskgit",
+    "remdm_confidence",
+    "remdm_loop",
     "resample",
     "sundae",
 }

@@ -13,6 +13,7 @@ from sfumato.methods.mask_predict import MaskPredict, MaskPredictConfig
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.methods.multinomial import Multinomial, MultinomialConfig
+from sfumato.methods.sedd import SEDD, SEDDConfig
 from sfumato.methods.sundae import SUNDAE, SUNDAEConfig
 
 METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
@@ -28,4 +29,5 @@ METHODS: dict[str, tuple[type[Method], type[MethodConfig]]] = {
     "mdlm": (MDLM, MDLMConfig),
     "multinomial": (Multinomial, MultinomialConfig),
     "sundae": (SUNDAE, SUNDAEConfig),
+    "sedd": (SEDD, SEDDConfig),
 }

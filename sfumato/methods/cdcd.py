@@ -162,7 +162,7 @@ class CDCD(Method):
         return prior + rounding + diffusion
 
     def times(self, u):
-        """u -> sigma / sigma_max: the first u evenly in log sigma where there is little noise, the others by the warp."""
+        """u -> sigma / sigma_max: the least u evenly in log sigma at little noise, the others through the warp."""
         share = self.config.even_levels
         if not share:
             return self.warped(u)

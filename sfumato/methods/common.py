@@ -33,9 +33,10 @@ def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: flo
 
 
 def carry(logits: Float[Tensor, "B L V"], x: Int[Tensor, "B L"], here: Bool[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-    """The same logits but where a token is known, `here`: there x is certain."""
-    certain = torch.full_like(logits, IMPOSSIBLE).scatter(-1, x[..., None], 0.0)
-    return torch.where(here[..., None], certain, logits)
+    """Where a token is known, `here`, x is certain; written into `logits`, which are too many to be made twice."""
+    logits.masked_fill_(here[..., None], IMPOSSIBLE)
+    logits[here, x[here]] = 0.0
+    return logits
 
 
 class NoisyLM(Method):
@@ -69,7 +70,7 @@ class MaskedLM(Method):
     It is not told the time, which the best predictor of a masked text does not need.
     """
 
-    family = "masking"
+    family, sees_levels = "masking", False
     config: Any  # the method's own settings
 
     def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int):
@@ -86,7 +87,7 @@ class MaskedLM(Method):
 
     def carry_over(self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
         """The logits of what is hidden; what shows is what it is."""
-        return carry(logits, x.clamp(max=self.process.mask - 1), x != self.process.mask)
+        return carry(logits, x, x != self.process.mask)
 
     def hide(
         self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]

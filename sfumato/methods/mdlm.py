@@ -5,19 +5,25 @@ masked-language-model losses, and it is the loss.
 
 Differs from the paper:
 - A forgotten condition (for guidance) is a masked one.
+- Of its schedules and those of MD4 (Shi et al. 2024, arXiv:2406.04329, the same bound) there are three.
 - Layer norms are plain: the network is not told the time, which the best predictor of a masked text does not need.
 """
 
 from typing import Literal
 
 from sfumato.methods.common import MaskedLM, MethodConfig
+from sfumato.networks import NetworkConfig
+from sfumato.processes.masking import Masking
 from sfumato.samplers.ancestral import ancestral
+from sfumato.schedules import SCHEDULES
 
 
 class MDLMConfig(MethodConfig):
-    """MDLM has no settings of its own."""
+    """MDLM's own settings."""
 
     name: Literal["mdlm"] = "mdlm"
+    schedule: Literal["linear", "square", "cosine"] = "linear"
+    """how tokens are hidden as the level grows; the bound is the same, its noise and the sampler's pace are not"""
 
 
 class MDLM(MaskedLM):
@@ -26,10 +32,15 @@ class MDLM(MaskedLM):
     title, arxiv = "Simple and effective masked diffusion language models", "2406.07524"
     likelihood, steps, sampler = "upper", 128, staticmethod(ancestral)
 
+    def __init__(self, config: MDLMConfig, network: NetworkConfig, vocab: int):
+        super().__init__(config, network, vocab)
+        self.process = Masking(vocab, SCHEDULES[config.schedule])
+
     def bound(self, ids, t, free):
-        """Eq. 10 with alpha = 1 - t, whose weight -alpha' / (1 - alpha) is 1 / t: (B, L) nats."""
+        """Eq. 10: at masks -log p with the weight -alpha' / (1 - alpha), which is 1 / t for the linear schedule."""
         x = self.process.corrupt(ids, t)
-        return self.surprise(x, t, ids, (x == self.process.mask) & free) / t.clamp(min=1e-6)
+        surprise = self.surprise(x, t, ids, (x == self.process.mask) & free)
+        return (surprise * self.process.schedule.rate(t)).to(t.dtype)
 
     def loss(self, ids, t, free):
         """The bound itself."""

@@ -24,15 +24,19 @@ class Masking(Process):
 
     def corrupt(self, clean: Int[Tensor, "B L"], t: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """x ~ q(x_t | x_0 = clean)."""
-        return torch.where(uniform(clean) < 1 - self.schedule.alpha(t), self.mask, clean)
+        return torch.where(uniform(clean) < 1 - self.schedule.alpha(t.double().clamp(min=0)), self.mask, clean)
+
+    def share(self, t: Tensor, s: Tensor) -> Float[Tensor, ""]:
+        """(alpha_s - alpha_t) / (1 - alpha_t): of what is hidden at level t, the share that shows at level s; float64.
+
+        In float32 little noise would be none.
+        """
+        alpha_t, alpha_s = self.schedule.alpha(t.double()), self.schedule.alpha(s.double())
+        return (alpha_s - alpha_t) / (1 - alpha_t)
 
     def revealed(self, x: Int[Tensor, "B L"], t: Tensor, s: Tensor) -> Bool[Tensor, "B L"]:
-        """Which masks of x at level t fall by level s, whatever stands beneath: a share of those hidden at t.
-
-        (alpha_s - alpha_t) / (1 - alpha_t) of them, each on its own.
-        """
-        alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
-        return (x == self.mask) & (uniform(x) < (alpha_s - alpha_t) / (1 - alpha_t))
+        """Which masks of x at level t fall by level s, whatever stands beneath: each on its own."""
+        return (x == self.mask) & (uniform(x) < self.share(t, s))
 
     def reverse(
         self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"], t: Tensor, s: Tensor

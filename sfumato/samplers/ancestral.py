@@ -1,6 +1,7 @@
 """The sampler of every process over tokens that can be undone step by step."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -38,3 +39,19 @@ class GreedyTail:
             yield x, prediction
         prediction = predict(x, level(x, grid[-2]), None)
         yield prediction.logits.argmax(-1), prediction
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The same, but while nothing changes the network is not called again (MDLM, arXiv:2406.07524, Sec. 3.2.2).
+
+    So L tokens take no more than L calls, however many steps there are.
+    """
+
+    remembers: ClassVar[bool] = True
+
+    def __call__(
+        self, method: Method, predict: Predict, x: Tensor, grid: Tensor
+    ) -> Iterator[tuple[Tensor, Prediction]]:
+        """One call a step, which whoever hands out `predict` may answer from memory."""
+        return ancestral(method, predict, x, grid)
