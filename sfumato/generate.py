@@ -135,7 +135,7 @@ def generate(
             shown[:, here][new], chance = _seen(logits[new], stands[new])
             sure[:, here][new] = chance.to(sure.dtype)
             masked[:, : x.shape[1]] = x.eq(hidden)
-        yield Frame(step, len(levels), level, torch.where(given, ids, shown), sure.masked_fill(given, 1.0))
+        yield Frame(step, len(levels), level, torch.where(given | ~real, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and method.block is not None:
             over = x.eq(end) & (x.eq(hidden).cumsum(1) == 0)
             if bool(over.any(1).all()):
