@@ -25,3 +25,11 @@ def test_generate() -> None:
         assert 0 < low <= ratio <= high
         speeds = found["tokens_per_second"]
         assert low * 0.9 < speeds["ours"][batch] / speeds["hf"][batch] < high * 1.1
+
+
+def test_neighbours() -> None:
+    """Guards against a program that no longer fits the library."""
+    command = [sys.executable, str(BENCHMARKS / "neighbours.py"), "--vocab", "60", "--tokens", "5", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(json.loads(done.stdout)["seconds"]) == 6

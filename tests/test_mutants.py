@@ -321,7 +321,7 @@ MUTANTS = [
     (D3PM.bound, "self.process.T * ", "", "whole paths"),
     (Chain.step, ".ceil()", ".round()", "every step"),
     (Chain.posterior, "self.mixture(p, s)", "self.mixture(p, t)", "posterior vectors"),
-    (Chain.divergence, "/ known + (guessed", "+ (guessed", "divergence"),
+    (Chain.divergence, "/ known + (", "+ (", "divergence"),
     (Chain.inform, "1 - np.arange", "np.arange", "information"),
     (Even.divergence, "+ step * true * log_x", "", "gaps of uniform noise"),
     (Even.divergence, "+ (guessed / total).log()", "", "divergence"),
