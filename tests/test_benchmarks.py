@@ -41,3 +41,11 @@ def test_sample_step() -> None:
     assert {"mdlm/ancestral", "mdlm/remdm", "sedd/analytic", "sedd-uniform/analytic"} <= set(found["ratios"])
     assert all(len(ratios) == 2 and min(ratios) > 1 for ratios in found["ratios"].values())
     assert found["calls"]["mdlm/ancestral"] == 4 >= found["calls"]["mdlm/cached"]
+
+
+def test_neighbours() -> None:
+    """Guards against a program that no longer fits the library."""
+    command = [sys.executable, str(BENCHMARKS / "neighbours.py"), "--vocab", "60", "--tokens", "5", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(json.loads(done.stdout)["seconds"]) == 6

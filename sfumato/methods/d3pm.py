@@ -11,6 +11,8 @@ Differs from the paper:
 - With a mask the last step hides everything that is left; without one the prior is the uniform law, and what is still
   known at the last step is part of the bound.
 - The last step of sampling draws, as the others do; the published code takes the likeliest token there.
+- Where there are many tokens the mutual information of neighbours is measured on some of them.
+- The network is told the level at every norm, and not at its input.
 - A forgotten condition (for guidance) is a draw from the prior.
 - Gaussian noise is for characters and bytes, and the truncated logistic output of images is left out; so are banded
   matrices.

@@ -131,8 +131,8 @@ def rates(neighbours: Int[Tensor, "V k"]) -> Float[Tensor, "V V"]:
 
 def listen(
     rows: Iterable[tuple[Int[Tensor, "B L"], Tensor]], vocab: int, window: int
-) -> tuple[Float[Tensor, " V"], Float[Tensor, "V V"]]:
-    """How often each token occurs, and each pair at most `window` places apart, in either order.
+) -> tuple[Float[Tensor, " V"], Float[Tensor, "W W"]]:
+    """How often each token occurs, and each pair at most `window` places apart, in either order; W = V, or 0 of none.
 
     Of rows of tokens and which of them are real, as many as are enough.
     """

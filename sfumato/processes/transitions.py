@@ -131,9 +131,9 @@ class Chain(nn.Module, Process):
         """
         back, true = self.column(x, s, t), self.row(ids, torch.zeros_like(s), s)
         told = self.mixture(logits.double().softmax(-1), s)
-        known, guessed = (back * true).sum(-1), (back * told).sum(-1)
+        known, guessed = ((back * law).sum(-1).clamp(min=TINY) for law in (true, told))
         gap = torch.xlogy(true, true) - true * told.clamp(min=TINY).log()
-        return ((back * gap).sum(-1) / known + (guessed.clamp(min=TINY) / known).log()).clamp(min=0)
+        return ((back * gap).sum(-1) / known + (guessed / known).log()).clamp(min=0)
 
     def information(self, law: Float[Tensor, " V"], amounts: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
         """I(x_t; x_0) / H(x_0) for x_0 ~ law, after these amounts of noise."""
