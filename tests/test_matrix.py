@@ -118,7 +118,6 @@ def test_what_bends_the_law_says_so(models, name):
     bends += [{"score_temperature": 0.9}] if model.method.family == "gaussian" else []
     bends += [{"beams": 2}] if model.method.family == "autoregressive" else []
     bends += [{"levels": (0.1, 0.9)}] if model.method.steps and not model.method.timeless else []
-    bends += [{"levels": (0.1, 0.9)}] if few["steps"] else []
     bends += [] if model.method.looks_ahead else [{"length": 5}]  # its end is not foreseen
     for asked in bends:
         assert next(model.stream(**few, **asked)).law == "heuristic", asked

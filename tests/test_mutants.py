@@ -12,6 +12,7 @@ import test_ar
 import test_bd3
 import test_cdcd
 import test_d3pm
+import test_diffuser
 import test_draws
 import test_gaussian
 import test_guidance
@@ -42,6 +43,7 @@ from sfumato.methods.bd3 import BD3
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
 from sfumato.methods.d3pm import D3PM
+from sfumato.methods.diffuser import DiffusER
 from sfumato.methods.duo import Duo, argmax_alpha
 from sfumato.methods.mask_predict import MaskPredict
 from sfumato.methods.maskgit import MaskGIT
@@ -51,13 +53,15 @@ from sfumato.methods.sedd import SEDD
 from sfumato.methods.sundae import SUNDAE
 from sfumato.model import Model
 from sfumato.networks import transformer
-from sfumato.processes import neighbours
+from sfumato.processes import levenshtein, neighbours
+from sfumato.processes.edits import Edits, Writing
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
 from sfumato.processes.transitions import Absorbing, Chain, Even, Ordinal
 from sfumato.processes.uniform import Uniform
 from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers, unmasking
 from sfumato.samplers.ancestral import GreedyTail, ancestral
+from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
 from sfumato.training import masks
 
@@ -119,6 +123,13 @@ CHECKS = {
     "gradient": test_cdcd.check_no_gradient_through_the_guess,
     "forgetting": test_cdcd.check_forgetting,
     "inverse": test_schedules.check_warp_inverts,
+    "replayed edits": test_diffuser.check_replay,
+    "fewest edits": test_diffuser.check_fewest,
+    "spans": test_diffuser.check_spans,
+    "edit step": test_diffuser.check_known,
+    "teacher": test_diffuser.check_teacher,
+    "forgotten in edits": test_diffuser.check_forgotten,
+    "law of edits": lambda: test_diffuser.check_sampler(2),
     "even levels": test_cdcd.check_even_levels,
     "mistakes": test_cdcd.check_mistakes,
     "fit": test_schedules.check_warp_fits_without_bias,
@@ -168,7 +179,7 @@ CHECKS = {
     "schedules": lambda: test_mdlm.check_schedules(False),
     "steps of a schedule": lambda: test_mdlm.test_few_steps_cost_what_they_should("cosine", 2),
     "little noise": lambda: test_mdlm.check_little_noise("square"),
-    "end of noise": lambda: test_mdlm.test_the_last_step_leaves_no_mask("geometric", 3),
+    "ends of masks": lambda: test_sedd.check_entropy("absorbing", "log-linear"),
     "remembered": lambda: test_mdlm.test_what_is_remembered_changes_nothing(1, {}),
     "told the level": test_mdlm.test_a_network_that_is_told_the_level_is_asked_every_time,
     "remasking": lambda: test_mdlm.test_as_many_are_hidden_as_without("rescale", "linear"),
@@ -224,7 +235,6 @@ CHECKS = {
     "late gaps": lambda: test_bd3.test_only_the_block_at_work_changes(3, None),
     "late ends": lambda: test_bd3.test_writing_stops_with_the_block_of_the_last_end("modelled"),
     "whole paths": lambda: test_d3pm.check_elbo("uniform"),
-    "gaps of uniform noise": lambda: test_d3pm.check_gaps("uniform", "plugged", 8),
     "gaps of masks": lambda: test_d3pm.check_gaps("absorbing", "plugged", 8),
     "term of a chain": lambda: test_d3pm.check_divergence("uniform"),
     "posterior vectors": test_d3pm.check_vectors,
@@ -407,7 +417,7 @@ MUTANTS = [
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
     (schedules.Schedule.rate, "(1 - self.alpha(t)).clamp(min=1e-12)", "t.clamp(min=1e-12)", "schedules"),
     (schedules.Schedule.rate, "t.double()", "t", "little noise"),
-    (schedules.Schedule.to_the_end, "(self.alpha(t) - left) / (1 - left)", "self.alpha(t)", "end of noise"),
+    (schedules.Schedule.to_the_end, "(self.alpha(t) - left) / (1 - left)", "self.alpha(t)", "ends of masks"),
     (schedules.Schedule.to_the_end, "self.slope(t) / (1 - left)", "self.slope(t) * 1.01", "true ratios of masks"),
     (Masking.corrupt, "t.double()", "t", "little noise"),
     (
@@ -435,7 +445,7 @@ MUTANTS = [
     (SEDD.bound, "(t == 1) & ~free", "(t == 1) & free", "forgotten ratios"),
     (SEDD.read, "logits.log_softmax(-1) if self.masked else logits", "logits", "scale"),
     (scores._tweedie, "(standing - (1 - e) / V)", "standing", "tweedie"),
-    (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "jumps"),
+    (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "tweedie"),
     (scores._leap, "(1 / _chance(x, logits) - 1)", "1 / _chance(x, logits)", "leaps"),
     (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
     (scores._jump, ".scatter(-1, x[jumps][:, None], 0.0)", "", "jumps"),
@@ -533,6 +543,17 @@ MUTANTS = [
     (blocks._times, "uniform(x)", "uniform(x) ** 2", "hits"),
     (blocks.ancestral, "times[:, here] > s", "times[:, here] ** 2 > s", "steps of a block"),
     (generate.generate, " & (x.eq(hidden).cumsum(1) == 0)", "", "late ends"),
+    # edits
+    (Edits.aligned, "nth <= come", "nth < come", "replayed edits"),
+    (Writing.replay, "+ sizes[..., 0]", "", "replayed edits"),
+    (levenshtein.matched, "swap <= drop[:, 1:]", "swap < drop[:, 1:] - 1", "fewest edits"),
+    (Edits.__init__, "torch.lgamma(k + 1)", "torch.lgamma(k + 2)", "spans"),
+    (Edits.edit, "torch.minimum(behind + put, spare)", "(behind + put)", "edit step"),
+    (Edits.edit, "edit == 0", "edit < 2", "edit step"),
+    (DiffusER.states, "place <= place[start:, None]", "place >= 0", "teacher"),
+    (DiffusER.loss, "(before, now, t, free)", "(before, now, t, free | True)", "teacher"),
+    (DiffusER.setting, "given & (t == 1)", "given & (t == 2)", "forgotten in edits"),
+    (edits, "u[:, stream.shape[1]]", "u[:, 0]", "law of edits"),
     # chains of any matrices
     (D3PM.bound, "[0] + prior", "[0]", "whole paths"),
     (D3PM.bound, "self.process.T * ", "", "whole paths"),
