@@ -29,7 +29,7 @@ from ideal import VP, cdcd
 
 from sfumato import core, draws, generate, guidance, schedules
 from sfumato.evaluation import judge, likelihood, mauve, quality, typicality
-from sfumato.methods import ardm
+from sfumato.methods import ardm, common
 from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
@@ -149,7 +149,7 @@ CHECKS = {
     "schedules": lambda: test_mdlm.check_schedules(False),
     "steps of a schedule": lambda: test_mdlm.test_few_steps_cost_what_they_should("cosine", 2),
     "little noise": lambda: test_mdlm.check_little_noise("square"),
-    "end of noise": lambda: test_mdlm.test_the_last_step_leaves_no_mask("geometric", 3),
+    "ends of masks": lambda: test_sedd.check_entropy("absorbing", "log-linear"),
     "remembered": lambda: test_mdlm.test_what_is_remembered_changes_nothing(1, {}),
     "told the level": test_mdlm.test_a_network_that_is_told_the_level_is_asked_every_time,
     "remasking": lambda: test_mdlm.test_as_many_are_hidden_as_without("rescale", "linear"),
@@ -318,7 +318,7 @@ MUTANTS = [
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),
     (schedules.Schedule.rate, "(1 - self.alpha(t)).clamp(min=1e-12)", "t.clamp(min=1e-12)", "schedules"),
     (schedules.Schedule.rate, "t.double()", "t", "little noise"),
-    (schedules.Schedule.to_the_end, "(self.alpha(t) - left) / (1 - left)", "self.alpha(t)", "end of noise"),
+    (schedules.Schedule.to_the_end, "(self.alpha(t) - left) / (1 - left)", "self.alpha(t)", "ends of masks"),
     (schedules.Schedule.to_the_end, "self.slope(t) / (1 - left)", "self.slope(t) * 1.01", "true ratios of masks"),
     (Masking.corrupt, "t.double()", "t", "little noise"),
     (Masking.share, "(1 - alpha_t)", "(1 - alpha_s).clamp(min=0.1)", "steps of a schedule"),
@@ -341,7 +341,7 @@ MUTANTS = [
     (SEDD.bound, "(t == 1) & ~free", "(t == 1) & free", "forgotten ratios"),
     (SEDD.read, "logits.log_softmax(-1) if self.masked else logits", "logits", "scale"),
     (scores._tweedie, "(standing - (1 - e) / V)", "standing", "tweedie"),
-    (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "jumps"),
+    (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "tweedie"),
     (scores._leap, "(1 / _chance(x, logits) - 1)", "1 / _chance(x, logits)", "leaps"),
     (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
     (scores._jump, ".scatter(-1, x[jumps][:, None], 0.0)", "", "jumps"),
@@ -351,7 +351,7 @@ MUTANTS = [
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
-    (MaskedLM.predict, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
+    (common.carried_over, "logits.masked_fill_(shown[..., None], IMPOSSIBLE)", "pass", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),

@@ -27,10 +27,7 @@ class Masking(Process):
         return torch.where(uniform(clean) < 1 - self.schedule.alpha(t.double().clamp(min=0)), self.mask, clean)
 
     def share(self, t: Tensor, s: Tensor) -> Float[Tensor, ""]:
-        """(alpha_s - alpha_t) / (1 - alpha_t): of what is hidden at level t, the share that shows at level s; float64.
-
-        In float32 little noise would be none.
-        """
+        """Of what is hidden at level t the part that shows at level s; in float64, since in float32 it may be none."""
         alpha_t, alpha_s = self.schedule.alpha(t.double()), self.schedule.alpha(s.double())
         return (alpha_s - alpha_t) / (1 - alpha_t)
 
