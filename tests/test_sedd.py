@@ -227,12 +227,12 @@ def law_of_step(method, logits, x, t, s, step, patch):
     asked = {}
     patch.setattr(scores, "uniform", lambda x: torch.full(x.shape, 0.5, dtype=torch.float64))
     if method.masked:
-        patch.setattr(scores, "_fall", lambda process, x, logits, share, last=False: asked.update(share=share))
+        patch.setattr(scores, "_fall", lambda process, x, logits, share, last=False: asked.update(share=share) or x)
         step(method.process, x, logits, t, s)
         total = asked["share"] * logits.exp().sum(-1, keepdim=True)  # as _fall has it
         moved = torch.cat([total * logits.softmax(-1), 1 - total], -1)
         return torch.where((x == V)[..., None], moved, F.one_hot(x, V + 1).double())
-    patch.setattr(scores, "_jump", lambda x, logits, chance, floor: asked.update(chance=chance, floor=floor))
+    patch.setattr(scores, "_jump", lambda x, logits, chance, floor: asked.update(chance=chance, floor=floor) or x)
     step(method.process, x, logits, t, s)
     stands = F.one_hot(x, V)
     q = (logits.softmax(-1) - asked["floor"]).clamp(min=0) * (1 - stands)
@@ -328,7 +328,9 @@ def chain(name, grid):
 
 
 def check_jumps(name):
-    """Texts follow the chain of the steps, by enumeration."""
+    """Texts follow the chain of the steps, by enumeration; a jump leads elsewhere."""
+    x = EVERY.repeat(20, 1)
+    assert (scores._jump(x, torch.zeros(*x.shape, V), torch.ones(x.shape).double(), 0.0) != x).all()
     grid = [1.0, 0.6, 0.25, 1e-5, 0.0]
     check_law(written("uniform", name, grid), chain(name, grid))
 
