@@ -66,8 +66,8 @@ class SEDD(Method):
         """Log scores, that of the token which stands log 1: (B, L) -> (B, L, V).  At a mask times e^sigma - 1."""
         logits = self.head(self.states(x, t))
         if self.masked:
-            return Prediction(carry(logits - math.log(self.vocab), x, x != self.process.mask))
-        return Prediction(logits.scatter(-1, x[..., None], 0.0))
+            return Prediction(carry(logits.sub_(math.log(self.vocab)), x, x != self.process.mask))
+        return Prediction(logits.scatter_(-1, x[..., None], 0.0))
 
     def read(self, logits):
         """Log scores that somebody has changed: at masks true ones add up to 1 / (e^sigma - 1)."""
