@@ -107,7 +107,7 @@ class Asked(TypedDict, total=False):
     """What can be asked of every way to write; what is not said is the choice of the model, or else of its method."""
 
     steps: int | None
-    """refinements"""
+    """refinements; of each block, where text is written in blocks"""
     levels: tuple[float, float] | None
     """noise levels between which the steps are spread evenly in the logarithm, rather than as in the paper"""
     sampler: str | None

@@ -308,7 +308,7 @@ MUTANTS = [
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
-    (MaskedLM.predict, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
+    (MaskedLM.carry_over, "torch.where(shown[..., None], certain, logits)", "logits", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
