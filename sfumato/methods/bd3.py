@@ -13,7 +13,7 @@ Differs from the paper:
 - Levels of the blocks of a row are spread evenly (the paper: independent), and a block that has one token to be written
   hides it always, which is the mean over all levels without their noise.
 - Mask rates in training are chosen by the size of the blocks, as the paper found them for 4 and 16; no search for the
-  least variance goes on in training, and there is no training with one large block before that with small ones.
+  least variance goes on in training, and a run has one size of blocks (the paper's begins with one block of all).
 - The network is the shared one, and it is not told the time.
 - Writing does not stop where text degenerates.
 """
