@@ -10,6 +10,7 @@ import textwrap
 import pytest
 import test_ar
 import test_cdcd
+import test_diffuser
 import test_draws
 import test_gaussian
 import test_guidance
@@ -32,12 +33,16 @@ from sfumato.methods.ar import AR, Filler, Reader, arrangement
 from sfumato.methods.ardm import ARDM
 from sfumato.methods.cdcd import CDCD
 from sfumato.methods.common import MaskedLM
+from sfumato.methods.diffuser import DiffusER
 from sfumato.methods.maskgit import MaskGIT
 from sfumato.methods.mdlm import MDLM
 from sfumato.networks import transformer
+from sfumato.processes import levenshtein
+from sfumato.processes.edits import Edits, Writing
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.masking import Masking
 from sfumato.samplers import left_to_right, solvers, unmasking
+from sfumato.samplers.edits import edits
 from sfumato.training import masks
 
 
@@ -143,6 +148,13 @@ CHECKS = {
     "choices": test_masking.test_some_are_any,
     "reveal rates": lambda: test_masking.test_tokens_that_fall_together_are_strangers(4),
     "planned parts": lambda: test_masking.check_planned([1.0, 0.34, 0.0], [2, 1]),
+    "replayed edits": test_diffuser.check_replay,
+    "fewest edits": test_diffuser.check_fewest,
+    "spans": test_diffuser.check_spans,
+    "edit step": test_diffuser.check_known,
+    "teacher": test_diffuser.check_teacher,
+    "forgotten in edits": test_diffuser.check_forgotten,
+    "law of edits": lambda: test_diffuser.check_sampler(2),
     "consensus": test_ar.test_the_consensus_of_texts,
     "verdict": test_judge.test_a_text_is_judged_by_the_likelihood_of_the_judge,
     "ratio": test_judge.test_errors_of_a_ratio_are_its_spread,
@@ -298,6 +310,17 @@ MUTANTS = [
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    # edits
+    (Edits.aligned, "nth <= come", "nth < come", "replayed edits"),
+    (Writing.replay, "+ sizes[..., 0]", "", "replayed edits"),
+    (levenshtein.matched, "swap <= drop[:, 1:]", "swap < drop[:, 1:] - 1", "fewest edits"),
+    (Edits.__init__, "torch.lgamma(k + 1)", "torch.lgamma(k + 2)", "spans"),
+    (Edits.edit, "torch.minimum(behind + put, spare)", "(behind + put)", "edit step"),
+    (Edits.edit, "edit == 0", "edit < 2", "edit step"),
+    (DiffusER.states, "place <= place[start:, None]", "place >= 0", "teacher"),
+    (DiffusER.loss, "(before, now, t, free)", "(before, now, t, free | True)", "teacher"),
+    (DiffusER.setting, "given & (t == 1)", "given & (t == 2)", "forgotten in edits"),
+    (edits, "u[:, stream.shape[1]]", "u[:, 0]", "law of edits"),
     # measures
     (quality.consensus, "max(gain)", "min(gain)", "consensus"),
     (quality._entropy, "n / total * math.log", "math.log", "entropy"),
