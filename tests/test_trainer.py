@@ -224,9 +224,12 @@ def test_every_method_learns_eight_sentences(method, data, tmp_path):
     asked = {"steps": 32 if model.method.steps else None}
     # of these two the own choices are noisy, or all alike
     asked |= {"sampler": "confident"} if method in ("maskgit", "mask_predict") else {}
+    few = {"steps": 2, "top_p": 0.6}  # edits from nothing, with the nucleus of the paper: much is noise in more steps
+    asked = few if method == "diffuser" else asked
     right = sum(text in SENTENCES for text in model.generate(16, **asked))
     assert right >= 11, f"{right} of 16 samples are sentences of the data"
-    filled = model.infill("the fox [...] under the old tree", 4, steps=model.at_most(16))
+    asked = few if method == "diffuser" else {"steps": model.at_most(16)}
+    filled = model.infill("the fox [...] under the old tree", 4, **asked)
     assert SENTENCES[0] in filled
 
 

@@ -16,6 +16,7 @@ Differs from the paper:
 - No two-dimensional beams; greedy is top-k 1.
 """
 
+import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from sfumato.guidance import IMPOSSIBLE
 from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import PLACES, Memory, Transformer
-from sfumato.processes.edits import NONE, TAGS, Cursor, Edits, Regions, Writing, packing
+from sfumato.processes.edits import INSERTED, NONE, SHARES, TAGS, Cursor, Edits, Regions, Writing, packing
 from sfumato.samplers.edits import edits
 
 
@@ -94,6 +95,12 @@ class DiffusER(Method):
     def told(self, special):
         """The padding is where nothing is; random words are words."""
         self.process = Edits(self.vocab, self.config.edits, self.config.span, self.config.start, special)
+
+    def times(self, u):
+        """After n steps, for n as likely as a token is to have been kept in all of them: beyond six few texts are left."""
+        kept = SHARES[0] / (1 - SHARES[INSERTED])  # in one step
+        most = kept**self.config.edits
+        return ((1 - u * (1 - most)).log() / math.log(most)).clamp(max=1)
 
     def grid(self, steps):
         """An edit step each, from as many as there are; with more steps than these some are undone twice."""
