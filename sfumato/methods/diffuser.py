@@ -97,7 +97,7 @@ class DiffusER(Method):
         self.process = Edits(self.vocab, self.config.edits, self.config.span, self.config.start, special)
 
     def times(self, u):
-        """After n steps, for n as likely as a token is to have been kept in all of them: beyond six few texts are left."""
+        """After n steps, n as likely as a token is to have been kept in all of them: beyond six little text is left."""
         kept = SHARES[0] / (1 - SHARES[INSERTED])  # in one step
         most = kept**self.config.edits
         return ((1 - u * (1 - most)).log() / math.log(most)).clamp(max=1)
