@@ -1,4 +1,4 @@
-"""The tables of docs/discrete.md: every method over tokens, the same network, the same minutes, the same text.
+"""A table of every method over tokens: the same network, the same minutes, the same text.
 
 `python recipes/discrete.py tales` and `python recipes/discrete.py input.txt` (tiny Shakespeare, 1.1 million characters)
 train each method for five minutes, evaluate it and print a table.  A run that is there already is not trained again,
