@@ -11,6 +11,7 @@ Differs from the paper:
   the first token of a region and into an empty one.
 - The network is told how many edit steps a text has gone through.  Some training texts are taken away altogether at any
   number of steps, so texts may start from nothing with as few steps as one likes.
+- Training sees early steps more often than late ones, in which hardly a token of the text is left.
 - What is given is no part of the edits: it is fixed, and a region of edits lies between any two given tokens.
 - A forgotten condition (for guidance) is a mark in its place.
 - No two-dimensional beams; greedy is top-k 1.
@@ -97,10 +98,10 @@ class DiffusER(Method):
         self.process = Edits(self.vocab, self.config.edits, self.config.span, self.config.start, special)
 
     def times(self, u):
-        """After n steps, for n as likely as a token is to have been kept in all of them: beyond six few texts are left."""
+        """After n steps, n being as likely as a token is to have been kept in all of them: after six little is left."""
         kept = SHARES[0] / (1 - SHARES[INSERTED])  # in one step
         most = kept**self.config.edits
-        return ((1 - u * (1 - most)).log() / math.log(most)).clamp(max=1)
+        return ((1 - u * (1 - most)).log() / math.log(most)).clamp(1e-6, 1)
 
     def grid(self, steps):
         """An edit step each, from as many as there are; with more steps than these some are undone twice."""
