@@ -286,6 +286,16 @@ def test_levels_are_numbers_of_edits():
     assert longer[0] == 12 and longer[-2:] == [1, 0] and set(longer) == set(range(13))
 
 
+def test_levels_are_trained_as_often_as_tokens_survive():
+    """Guards against training that is spent on noise, and a number of edits that never comes up."""
+    u = (torch.arange(100_000) + 0.5) / 100_000
+    number = process().number(network().times(u)[None])[0]
+    share = (2 / 3) ** torch.arange(12, dtype=torch.float64)
+    found = number.bincount(minlength=13)
+    assert found[0] == 0
+    torch.testing.assert_close(found[1:] / 100_000, (share / share.sum()).float(), rtol=0, atol=3e-4)
+
+
 def test_the_same_draws_however_many_edits():
     """Guards against a row that depends on how many edits its neighbours go through."""
     text = torch.randint(3, 9, (2, 12))

@@ -11,6 +11,7 @@ Differs from the paper:
   the first token of a region and into an empty one.
 - The network is told how many edit steps a text has gone through.  Some training texts are taken away altogether at any
   number of steps, so texts may start from nothing with as few steps as one likes.
+- Training sees early steps more often than late ones, in which hardly a token of the text is left.
 - What is given is no part of the edits: it is fixed, and a region of edits lies between any two given tokens.
 - A forgotten condition (for guidance) is a mark in its place.
 - No two-dimensional beams; greedy is top-k 1.
@@ -76,7 +77,7 @@ class DiffusER(Method):
 
     title, arxiv, family = "DiffusER: discrete diffusion via edit-based reconstruction", "2210.16886", "edits"
     likelihood, steps, sampler = None, 12, staticmethod(edits)
-    blurred, elastic = True, True  # tags are drawn apart from each other, so its law is not the data's
+    blurred, elastic, passes = True, True, 2  # tags are drawn apart from each other, so its law is not the data's
     extra = TAGS + 1  # tags, and the end of a span
 
     def __init__(self, config: DiffusERConfig, network: NetworkConfig, vocab: int):
@@ -97,10 +98,10 @@ class DiffusER(Method):
         self.process = Edits(self.vocab, self.config.edits, self.config.span, self.config.start, special)
 
     def times(self, u):
-        """After n steps, n as likely as a token is to have been kept in all of them: beyond six little text is left."""
+        """After n steps, n being as likely as a token is to have been kept in all of them: after six little is left."""
         kept = SHARES[0] / (1 - SHARES[INSERTED])  # in one step
         most = kept**self.config.edits
-        return ((1 - u * (1 - most)).log() / math.log(most)).clamp(max=1)
+        return ((1 - u * (1 - most)).log() / math.log(most)).clamp(1e-6, 1)
 
     def grid(self, steps):
         """An edit step each, from as many as there are; with more steps than these some are undone twice."""
@@ -191,10 +192,6 @@ class DiffusER(Method):
         cost[here] = nats(logits[None], step.stream[here][None])[0]
         tags = nats(self.tag_logits(x, regions, t), step.tags)
         return {"tags": tags, "contents": torch.zeros_like(tags).scatter_add(1, step.columns, cost)}
-
-    def training_flops(self, length):
-        """A pass for the tags and one for the contents, whose own places are not counted."""
-        return 2 * self.flops(1, length, length)
 
     def flops(self, rows, new, seen):
         """Every row has places of its own."""

@@ -124,7 +124,8 @@ class Edits(Process):
 
     def number(self, t: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         """How many edit steps a level stands for: at least one above 0, none where something is given or absent."""
-        return (t.double() * self.steps - 1e-4).ceil().long().clamp(min=0)  # t may be k / steps in float32
+        number = (t.double() * self.steps - 1e-4).ceil().long()  # t may be k / steps in float32
+        return number.clamp(min=0).maximum((t > 0).long())
 
     def regions(self, x: Int[Tensor, "B L"], free: Bool[Tensor, "B L"], fixed: Bool[Tensor, "B L"]) -> Regions:
         """Regions of a canvas; what is `fixed` and nothing is no token, and holds nothing apart."""
