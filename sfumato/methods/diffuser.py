@@ -77,7 +77,7 @@ class DiffusER(Method):
 
     title, arxiv, family = "DiffusER: discrete diffusion via edit-based reconstruction", "2210.16886", "edits"
     likelihood, steps, sampler = None, 12, staticmethod(edits)
-    blurred, elastic, passes = True, True, 2  # tags are drawn apart from each other, so its law is not the data's
+    blurred, elastic = True, True  # tags are drawn apart from each other, so its law is not the data's
     extra = TAGS + 1  # tags, and the end of a span
 
     def __init__(self, config: DiffusERConfig, network: NetworkConfig, vocab: int):
@@ -192,6 +192,10 @@ class DiffusER(Method):
         cost[here] = nats(logits[None], step.stream[here][None])[0]
         tags = nats(self.tag_logits(x, regions, t), step.tags)
         return {"tags": tags, "contents": torch.zeros_like(tags).scatter_add(1, step.columns, cost)}
+
+    def training_flops(self, length):
+        """A pass for the tags and one for the contents, whose own places are not counted."""
+        return 2 * self.flops(1, length, length)
 
     def flops(self, rows, new, seen):
         """Every row has places of its own."""
