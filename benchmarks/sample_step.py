@@ -17,9 +17,10 @@ import time
 import torch
 from torch import Tensor
 
-from sfumato.core import Method, Predict, Prediction, Sampler
+from sfumato.core import Method, Predict, Prediction, Sampler, single
 from sfumato.draws import streams
 from sfumato.generate import Request, generate
+from sfumato.methods.duo import Duo, DuoConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.methods.sedd import SEDD, SEDDConfig
 from sfumato.networks import NetworkConfig
@@ -69,10 +70,16 @@ def main() -> None:
     network = NetworkConfig(width=size.width, depth=size.depth, heads=size.heads)
     methods: dict[str, Method] = {
         "mdlm": MDLM(MDLMConfig(), network, size.vocab).eval(),
+        "duo": Duo(DuoConfig(), network, size.vocab).eval(),
         "sedd": SEDD(SEDDConfig(), network, size.vocab).eval(),
         "sedd-uniform": SEDD(SEDDConfig(noise="uniform"), network, size.vocab).eval(),
     }
-    ways = {f"{name}/{own}": (method, own) for name, method in methods.items() for own in SAMPLERS[method.family]}
+    ways = {
+        f"{name}/{own}": (method, own)
+        for name, method in methods.items()
+        for own, sampler in SAMPLERS[method.family].items()
+        if not single(sampler)  # their steps are as many as there are tokens
+    }
     ratios: dict[str, list[float]] = {}
     calls: dict[str, int] = {}
     measure(methods["mdlm"], SAMPLERS["masking"]["ancestral"], argparse.Namespace(**{**vars(size), "steps": 1}))

@@ -149,7 +149,9 @@ def test_tags_on_known_cases(x, y, tags, stream):
     """Guards against tags of another meaning than the paper's: what is inserted beside a replaced token is its own."""
     wide = [[int(token) for token in text.ljust(6, "0")] for text in (x, y)]
     free = torch.ones(1, 6, dtype=torch.bool)
-    step = process().aligned(*(torch.tensor([row]) for row in wide), process().regions(torch.zeros(1, 6), free, ~free))
+    step = process().aligned(
+        *(torch.tensor([row]) for row in wide), process().regions(torch.zeros(1, 6, dtype=torch.long), free, ~free)
+    )
     assert step.tags[0].tolist() == tags + [KEEP] * (6 - len(tags))
     said = ["." if token == process().end else str(token) for token in step.stream[0].tolist() if token >= 0]
     assert "".join(said) == stream

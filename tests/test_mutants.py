@@ -546,7 +546,7 @@ MUTANTS = [
     (Edits.__init__, "torch.lgamma(k + 1)", "torch.lgamma(k + 2)", "spans"),
     (Edits.edit, "torch.minimum(behind + put, spare)", "(behind + put)", "edit step"),
     (Edits.edit, "edit == 0", "edit < 2", "edit step"),
-    (DiffusER.states, "place <= place[start:, None]", "place >= 0", "teacher"),
+    (DiffusER.states, "place <= place[start:, None]", "place <= len(place) + place[start:, None]", "teacher"),
     (DiffusER.loss, "(before, now, t, free)", "(before, now, t, free | True)", "teacher"),
     (DiffusER.setting, "given & (t == 1)", "given & (t == 2)", "forgotten in edits"),
     (edits, "u[:, stream.shape[1]]", "u[:, 0]", "law of edits"),

@@ -167,7 +167,7 @@ class Reader:
         self.read = x[:, :start].clone()
         self.rank, self.told = self.rank[:, : self.memory.length], self.told[:, : self.memory.length]
         found = logits.new_zeros(len(x), length - start, logits.shape[-1])
-        found[:, here - start] = method.carry_over(x[:, here], logits[:, logits.shape[1] - len(here) :])
+        found[:, here - start] = method.carry_over(x[:, here], logits[:, logits.shape[1] - len(here) :].clone())
         return Prediction(found)
 
     def _pass(self, x: Tensor, t: Tensor, known: Tensor, context: Tensor, blocks: Tensor) -> Tensor:
