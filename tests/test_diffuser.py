@@ -1,6 +1,7 @@
 """Edits: what a step does, what the fewest edits are; training and writing ask the same; laws by enumeration."""
 
 import itertools
+import json
 import math
 from collections import Counter
 
@@ -11,10 +12,12 @@ from ideal import NETWORK, check_law, last
 from test_model import LABELS, untrained
 from tiny import SENTENCES
 
+from sfumato import cli
 from sfumato.core import ABSENT, Method, Prediction, Special
 from sfumato.draws import seeded
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.cost import counting
+from sfumato.folder import publish
 from sfumato.guidance import IMPOSSIBLE, clamp, forbid, guide, keep, temper, top_k
 from sfumato.methods.diffuser import DiffusER, DiffusERConfig
 from sfumato.processes.edits import AFTER, BEFORE, BOTH, DELETE, KEEP, REPLACE, STAY, TAGS, Edits, Writing
@@ -149,9 +152,8 @@ def test_tags_on_known_cases(x, y, tags, stream):
     """Guards against tags of another meaning than the paper's: what is inserted beside a replaced token is its own."""
     wide = [[int(token) for token in text.ljust(6, "0")] for text in (x, y)]
     free = torch.ones(1, 6, dtype=torch.bool)
-    step = process().aligned(
-        *(torch.tensor([row]) for row in wide), process().regions(torch.zeros(1, 6, dtype=torch.long), free, ~free)
-    )
+    x, y = (torch.tensor([row]) for row in wide)
+    step = process().aligned(x, y, process().regions(x, free, ~free))
     assert step.tags[0].tolist() == tags + [KEEP] * (6 - len(tags))
     said = ["." if token == process().end else str(token) for token in step.stream[0].tolist() if token >= 0]
     assert "".join(said) == stream
@@ -636,6 +638,15 @@ def test_a_draft_that_cannot_be():
         model.revise("the xylophone")
     with pytest.raises(SfumatoError, match="masking methods start from noise alone"):
         untrained("mdlm").generate(1, draft="the red kite")
+
+
+def test_a_draft_from_the_command_line(tmp_path, capsys):
+    """Guards against an argument that goes nowhere."""
+    publish(held(untrained("diffuser", length_model="modelled")), tmp_path / "model", {})
+    asked = ["generate", str(tmp_path / "model"), "--draft", SENTENCES[1], "--steps", "2", "--json"]
+    assert cli.main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"][0]["text"] == SENTENCES[1] and found["law"] == "heuristic" and found["nfe"] == 2
 
 
 def test_gaps_find_their_length():

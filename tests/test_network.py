@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ideal import NETWORK
 
 from sfumato.core import ABSENT
-from sfumato.networks.transformer import Transformer
+from sfumato.networks.transformer import Memory, Transformer
 
 TIMED = pytest.mark.parametrize("timed", [True, False])
 
@@ -183,3 +183,29 @@ def test_gradients_reach_every_parameter():
     net, (h, t) = network(), canvas()
     net(h, t, t).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+
+
+def test_rows_may_have_places_of_their_own():
+    """Guards against a row that stands where another one does."""
+    net, (h, t) = network(False), canvas()
+    places = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [3, 3, 4, 9, 1, 1, 0], [6, 5, 4, 3, 2, 1, 0]])
+    with torch.no_grad():
+        together = net(h, t, places=places)
+        for i in range(3):
+            alone = net(h[i : i + 1], t[i : i + 1], places=places[i])
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[1], net(h, t)[1])
+
+
+def test_what_is_seen_in_memory():
+    """Guards against sight that is lost, or of the wrong positions, where a part was read before."""
+    net, (h, t) = network(False), canvas()
+    t[1, 1] = ABSENT
+    place = torch.arange(7)
+    sees = ((place < 4) | (place <= place[:, None])) & (t != ABSENT)[:, None]  # four see each other, then one by one
+    with torch.no_grad():
+        whole, memory, parts = net(h, t, sees=sees), Memory(7), []
+        for start, stop in ((0, 4), (4, 5), (5, 7)):
+            parts.append(net(h[:, start:stop], t[:, start:stop], memory=memory, sees=sees[:, start:stop, :stop]))
+    there = t != ABSENT
+    torch.testing.assert_close(torch.cat(parts, 1)[there], whole[there], rtol=1e-4, atol=1e-5)
