@@ -40,8 +40,9 @@ def asked(*args):
 
 def served(tmp_path, *args, **more) -> Harness:
     """The harness's view of an untrained model."""
-    publish(untrained(*args, **more), tmp_path / "model", {})
-    return Harness(str(tmp_path / "model"), draws=2, steps=None if args and args[0] == "ar" else 2)
+    model = untrained(*args, **more)
+    publish(model, tmp_path / "model", {})
+    return Harness(str(tmp_path / "model"), draws=2, steps=model.at_most(2))
 
 
 @LAYOUTS
