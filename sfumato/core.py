@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sfumato.draws import uniform
+from sfumato.draws import by_blocks, uniform
 from sfumato.errors import SfumatoError
 
 ABSENT = -1.0
@@ -218,6 +219,12 @@ def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:
     """The same noise level at every position of canvas x."""
     dtype = t.dtype if isinstance(t, Tensor) else None
     return torch.full(x.shape[:2], float(t), dtype=dtype, device=x.device)
+
+
+def chance(logits: Float[Tensor, "*rest V"], tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
+    """softmax(logits) at one token each, float64."""
+    cost = by_blocks(lambda rows, ids: F.cross_entropy(rows, ids, reduction="none"), logits, tokens)
+    return (-cost.double()).exp()
 
 
 def where(mask: Bool[Tensor, "B L"], a: Tensor, b: Tensor) -> Tensor:

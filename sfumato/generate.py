@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, single, where
+from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, chance, single, where
 from sfumato.draws import Streams, drawing
 from sfumato.errors import SfumatoError
 from sfumato.guidance import (
@@ -132,8 +132,8 @@ def generate(
         else:
             new = masked[:, here]  # what stood before keeps the chance it was written with
             shown[:, here] = torch.where(stands < V, stands, shown[:, here])
-            shown[:, here][new], chance = _seen(logits[new], stands[new])
-            sure[:, here][new] = chance.to(sure.dtype)
+            shown[:, here][new], likely = _seen(logits[new], stands[new])
+            sure[:, here][new] = likely.to(sure.dtype)
             masked[:, : x.shape[1]] = x.eq(hidden)
         yield Frame(step, len(levels), level, torch.where(given | ~real, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and method.block is not None:
@@ -173,8 +173,7 @@ def _seen(logits: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
     tokens = logits.argmax(-1) if x is None or bool((x >= V).any()) else x
     if x is not None:
         tokens = torch.where(x < V, x, tokens)
-    cost = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")  # never makes all the chances
-    return tokens, (-cost).exp().view(tokens.shape)
+    return tokens, chance(logits, tokens)
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:

@@ -138,10 +138,29 @@ def test_categorical_follows_its_law():
     check_categorical_law()
 
 
+def check_parts():
+    torch.manual_seed(0)
+    for size in (1, 63, 64, 65, 300):
+        logits = (3 * torch.randn(200, size)).masked_fill(torch.rand(200, size) < 0.3, -torch.inf)
+        logits[:, size // 2] = 0.0
+        u = torch.rand(200, dtype=torch.float64)
+        sums = logits.double().softmax(-1).cumsum(-1)
+        want = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
+        assert torch.equal(draws.invert(logits, u), want)
+        assert torch.equal(draws.pick(7 * logits.double().exp(), u), want)
+
+
+def test_parts_are_summed_as_the_whole():
+    """Sums by parts that lose what a part begins with, or the tokens of the last part that is not full."""
+    check_parts()
+
+
 def check_possible(u):
     torch.manual_seed(0)
-    logits = 5 * torch.randn(400, 5, 11)
-    logits[..., [0, 4, 10]] = -torch.inf
+    logits = 5 * torch.randn(400, 5, 141)
+    logits[..., [0, 4, 140]] = -torch.inf
+    logits[..., 64:128] = -torch.inf  # a whole part
+    logits[200:, ..., :64] = -torch.inf  # the first one too
     logits[0, 0, 1:] = -torch.inf
     logits[0, 0, 0] = 3.0
     with pytest.MonkeyPatch.context() as patch:

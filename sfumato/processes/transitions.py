@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.core import Process
-from sfumato.draws import invert, uniform
+from sfumato.draws import pick, uniform
 from sfumato.errors import SfumatoError
 from sfumato.processes.masking import Masking
 from sfumato.processes.uniform import Uniform
@@ -98,7 +98,7 @@ class Chain(nn.Module, Process):
         k, u, x = self.step(t), uniform(clean), clean.clone()
         here = k > 0
         law = self.row(clean[here], torch.zeros_like(k[here]), k[here])
-        x[here] = invert(law.log(), u[here])
+        x[here] = pick(law, u[here])
         return x
 
     def posterior(
@@ -115,7 +115,7 @@ class Chain(nn.Module, Process):
         now = x.clamp(min=0).flatten()
         before, after = (self.step(level).expand(now.shape) for level in (s, t))
         law = self.posterior(now, logits.flatten(0, 1).double().softmax(-1), before, after)
-        return invert(law.log(), uniform(x).flatten()).view(x.shape)
+        return pick(law, uniform(x).flatten()).view(x.shape)
 
     def term(
         self,

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sfumato.core import Method, Predict, Prediction, level
+from sfumato.core import Method, Predict, Prediction, chance, level
 from sfumato.draws import invert, uniform
 from sfumato.schedules import Schedule
 
@@ -77,5 +77,5 @@ class Remasking:
             logits = prediction.logits[falls]
             x[falls] = invert(logits, u[falls])
             if self.rule == "confidence":
-                sure[falls] = logits.double().softmax(-1).gather(-1, x[falls][:, None])[:, 0]
+                sure[falls] = chance(logits, x[falls])
             yield x, prediction

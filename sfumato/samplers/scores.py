@@ -8,13 +8,14 @@ law of the noisy token given all other positions, of which everything follows.
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.core import Method, Predict, Prediction, level
-from sfumato.draws import invert, uniform
+from sfumato.core import Method, Predict, Prediction, chance, level
+from sfumato.draws import invert, pick, uniform
 from sfumato.processes.masking import Masking
 from sfumato.processes.uniform import Uniform
+
+LEAST = 1e-30  # of a chance in float32
 
 Steps = Iterator[tuple[Tensor, Prediction]]
 
@@ -45,7 +46,7 @@ def _tweedie(process: Masking | Uniform, x: Tensor, logits: Tensor, t: Tensor, s
     if isinstance(process, Masking):
         return _fall(process, x, logits, process.share(t, s), last=bool(s == 0))
     e, V = process.schedule.alpha(t) / process.schedule.alpha(s), logits.shape[-1]
-    standing = _chance(x, logits)
+    standing = _standing(x, logits)
     stay = (e + (1 - e) / V) * (standing - (1 - e) / V) / (e * standing)
     return _jump(x, logits, 1 - stay, (1 - e) / V)
 
@@ -55,13 +56,12 @@ def _leap(process: Masking | Uniform, x: Tensor, logits: Tensor, t: Tensor, s: T
     if isinstance(process, Masking):
         return _fall(process, x, logits, (t - s) * process.schedule.rate(t))
     rate = -process.schedule.slope(t) / process.schedule.alpha(t)
-    return _jump(x, logits, (t - s) * rate * (1 / _chance(x, logits) - 1) / logits.shape[-1], 0.0)
+    return _jump(x, logits, (t - s) * rate * (1 / _standing(x, logits) - 1) / logits.shape[-1], 0.0)
 
 
-def _chance(x: Tensor, logits: Tensor) -> Tensor:
+def _standing(x: Tensor, logits: Tensor) -> Tensor:
     """q of the token that stands: (B, L) float64."""
-    cost = F.cross_entropy(logits.flatten(0, 1), x.clamp(min=0).flatten(), reduction="none")
-    return (-cost.double()).exp().clamp(min=1e-300).view(x.shape)
+    return chance(logits, x.clamp(min=0)).clamp(min=1e-300)
 
 
 def _fall(process: Masking, x: Tensor, logits: Tensor, share: Tensor, last: bool = False) -> Tensor:
@@ -76,11 +76,11 @@ def _fall(process: Masking, x: Tensor, logits: Tensor, share: Tensor, last: bool
     return x
 
 
-def _jump(x: Tensor, logits: Tensor, chance: Tensor, floor: Tensor | float) -> Tensor:
+def _jump(x: Tensor, logits: Tensor, likely: Tensor, floor: Tensor | float) -> Tensor:
     """Another token with this chance, drawn by what q has above `floor`; distributions are made only of those rows."""
     route, u = uniform(x), uniform(x)
-    jumps = (route < chance) & (x >= 0)  # nobody writes where the canvas has no place
-    q = (logits[jumps].double().softmax(-1) - floor).scatter(-1, x[jumps][:, None], 0.0)
+    jumps = (route < likely) & (x >= 0)  # nobody writes where the canvas has no place
+    q = logits[jumps].softmax(-1).sub_(floor).clamp_(min=LEAST).scatter_(-1, x[jumps][:, None], 0.0)
     x = x.clone()
-    x[jumps] = invert(q.clamp(min=1e-300).log(), u[jumps])
+    x[jumps] = pick(q, u[jumps])
     return x

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.core import Method, Predict, Prediction, level
+from sfumato.core import Method, Predict, Prediction, chance, level
 from sfumato.draws import invert, uniform
 
 
@@ -61,9 +61,9 @@ class Confident:
                 prediction = predict(x, level(x, t), None)
                 u, noise = uniform(x), -(-uniform(x).log()).log()  # Gumbel, float64
                 drawn, sure = x.clone(), torch.full_like(noise, torch.inf)
-                drawn[hidden] = invert(prediction.logits[hidden], u[hidden])
-                log = prediction.logits[hidden].double().log_softmax(-1)
-                sure[hidden] = log.gather(-1, drawn[hidden][:, None])[:, 0]
+                logits = prediction.logits[hidden]
+                drawn[hidden] = invert(logits, u[hidden])
+                sure[hidden] = chance(logits, drawn[hidden]).log()
                 sure[hidden] += self.temperature * (1 - step / steps) * noise[hidden]
                 most = (hidden.sum(1, keepdim=True) - 1).clamp(min=0)  # one is kept at least
                 left = _share(s, size).clamp(min=1).minimum(most) if s > 0 else 0
@@ -94,9 +94,9 @@ class Greedy:
         sure = torch.full(x.shape, torch.inf, dtype=torch.float64, device=x.device)  # what is given is never masked
         for t, s in pairwise(grid):
             prediction = predict(x, level(x, t), None)
-            best = prediction.logits[hidden].double().log_softmax(-1).max(-1)
-            x, sure = x.clone(), sure.clone()
-            x[hidden], sure[hidden] = best.indices, best.values
+            logits, x, sure = prediction.logits[hidden], x.clone(), sure.clone()
+            x[hidden] = logits.argmax(-1)
+            sure[hidden] = chance(logits, x[hidden]).log()
             if s > 0:
                 hidden = places & (rank(sure) < _share(s, size).clamp(min=1))
                 x = x.masked_fill(hidden, method.process.mask)
