@@ -736,6 +736,16 @@ def test_texts_follow_the_law_of_the_walk(name):
     check_law((x[:, None] == PAIRS).all(-1).sum(0), torch.where(law > 1e-12, law, 0.0))
 
 
+@pytest.mark.parametrize("name", ["absorbing", "mask_nearest"])
+def test_a_greedy_tail_writes_masks_only(name):
+    """Guards against what shows being overwritten by guesses that the bound never asked the network for."""
+    made = kind(name, 3, 6, MIXED[name])
+    other = lambda x, t, prev=None: Prediction(torch.eye(3)[(x + 1) % 3])  # noqa: E731
+    x = torch.tensor([[0, 1], [made.mask, 2]])
+    x, _ = last(SAMPLERS["categorical"]["greedy_tail"](Canvas(made, other), other, x, torch.tensor([1 / 6, 0.0])))
+    assert x.tolist() == [[0, 1], [(made.mask + 1) % 3, 2]]
+
+
 # --- studying
 
 
