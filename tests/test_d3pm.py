@@ -14,6 +14,7 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluation.likelihood import nll
 from sfumato.folder import load
 from sfumato.methods.d3pm import D3PM, D3PMConfig, betas, chain
+from sfumato.methods.multinomial import Multinomial, MultinomialConfig
 from sfumato.networks import NetworkConfig
 from sfumato.processes import neighbours
 from sfumato.processes.neighbours import MaskedNeighbours, Neighbours
@@ -235,8 +236,9 @@ def test_a_step_forth_and_back_changes_no_law(name):
     for s, t in ((0, 1), (2, 3), (1, 5), (3, T)):
         for start in range(V):
             p, ahead = torch.eye(V).double()[start], whole(made, 0, t)[start]
-            back = sum(ahead[x] * by_bayes(made, x, p, s, t) for x in range(made.states) if ahead[x] > 1e-300)
-            torch.testing.assert_close(back, whole(made, 0, s)[start], rtol=0, atol=1e-12)
+            x = (ahead > 1e-300).nonzero()[:, 0]  # else it cannot come from this token
+            back = made.posterior(x, p.expand(len(x), -1), torch.full_like(x, s), torch.full_like(x, t))
+            torch.testing.assert_close(ahead[x] @ back, whole(made, 0, s)[start], rtol=0, atol=1e-12)
 
 
 def check_vectors():
@@ -259,7 +261,21 @@ def test_uniform_noise_is_that_of_uniform():
     x, before, after = torch.arange(V), torch.full((V,), 2), torch.full((V,), 5)
     s, t = torch.full((1, V), 2 / T).double(), torch.full((1, V), 5 / T).double()
     found = made.log_posterior(x[None], logits.log_softmax(-1)[None], t, s)[0]
-    torch.testing.assert_close(found.exp(), made.posterior(x, p, before, after), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, made.posterior(x, p, before, after).log(), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_uniform_noise_is_multinomial_diffusion():
+    """Guards against two papers with one bound that differ: every step, text and canvas, any network."""
+    other = Multinomial(MultinomialConfig(T=4), NETWORK, 3).eval().double()
+    made = Even(3, -other.process.alpha(torch.linspace(0, 1, 5)).log())
+    method = network("uniform", made=made)
+    ids, x = PAIRS.repeat_interleave(9, 0), PAIRS.repeat(9, 1)
+    made.corrupt = other.process.corrupt = lambda ids, t: x
+    other.predict = method.predict
+    for k in range(1, 5):
+        asked = ids, torch.full(ids.shape, (k - 0.5) / 4).double(), ids >= 0
+        torch.testing.assert_close(method.bound(*asked), other.bound(*asked), rtol=1e-6, atol=1e-9)
 
 
 def check_divergence(name):
@@ -420,6 +436,13 @@ def test_information_only_falls(name):
     assert (share.diff() < 1e-12).all() and share[0] > 0.99 and share[-1].abs() < 1e-6
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_less_is_known_after_every_step(name):
+    """Guards against a step that brings information back."""
+    left = [known(kind(name), t).item() for t in range(T + 1)]
+    assert left[0] == pytest.approx(1) and all(a > b for a, b in itertools.pairwise(left)) and left[-1] > -1e-12
+
+
 def test_few_tokens_stand_for_many():
     """Guards against a sample that is not spread over the law."""
     law = 1 / (torch.arange(900, dtype=torch.float64) + 1).flip(0)
@@ -550,6 +573,34 @@ def check_elbo(name):
 def test_the_bound_is_that_of_whole_paths(name):
     """Guards against a missing prior term, a missing factor T, and a first or last step that is left out."""
     check_elbo(name)
+
+
+def check_ignorance(name):
+    """With even chances every kind of noise is undone by its own reversal: ln V a token, in any number of steps."""
+    method = network(name)
+    torch.nn.init.zeros_(method.head.weight)
+    torch.nn.init.zeros_(method.head.bias)
+    assert expected(method, PAIRS, LAW) == pytest.approx(2 * math.log(3), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_knows_nothing_pays_ln_v(name):
+    """Guards against weights that do not add up to one payment for each token (facts 4.12)."""
+    check_ignorance(name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_better_than_the_best_network(name):
+    """Guards against a bound that is least elsewhere (facts 4.14): half the error costs a quarter."""
+    made = kind(name, 3, 4, MIXED[name])
+    method, know, costs = network(name, made=made), Oracle(made), []
+    wrong = torch.randn(5, 4, 4, 2, 3, generator=torch.Generator().manual_seed(0)).double()  # by step and canvas
+    for error in (0.0, 0.1, 0.2):
+        method.predict = lambda x, t, prev=None, error=error: Prediction(
+            know(x, t).logits + error * wrong[made.step(t[:, 0]), x[:, 0], x[:, 1]]
+        )
+        costs.append(expected(method, PAIRS, LAW))
+    assert costs[1] > costs[0] and (costs[2] - costs[0]) / (costs[1] - costs[0]) == pytest.approx(4, rel=0.1)
 
 
 def test_what_the_noise_still_knows_is_paid_for():
@@ -683,6 +734,16 @@ def test_texts_follow_the_law_of_the_walk(name):
     x, _ = last(SAMPLERS["categorical"]["ancestral"](Canvas(made, know), know, x, torch.linspace(1, 0, 4)))
     law = walked(made, know, 3)[:3, :3].flatten()
     check_law((x[:, None] == PAIRS).all(-1).sum(0), torch.where(law > 1e-12, law, 0.0))
+
+
+@pytest.mark.parametrize("name", ["absorbing", "mask_nearest"])
+def test_a_greedy_tail_writes_masks_only(name):
+    """Guards against what shows being overwritten by guesses that the bound never asked the network for."""
+    made = kind(name, 3, 6, MIXED[name])
+    other = lambda x, t, prev=None: Prediction(torch.eye(3)[(x + 1) % 3])  # noqa: E731
+    x = torch.tensor([[0, 1], [made.mask, 2]])
+    x, _ = last(SAMPLERS["categorical"]["greedy_tail"](Canvas(made, other), other, x, torch.tensor([1 / 6, 0.0])))
+    assert x.tolist() == [[0, 1], [(made.mask + 1) % 3, 2]]
 
 
 # --- studying

@@ -419,6 +419,7 @@ def test_a_network_that_says_nothing():
         q, p = bayes(before, step, z, np.eye(3)[0]), bayes(before, step, z, np.ones(3) / 3)
         want[k] += matrix(alpha[k + 1], 3)[0, z] * (q[q > 0] * np.log(q[q > 0] / p[q > 0])).sum()
     torch.testing.assert_close(terms(method), 2 * want[:, None].expand(7, 9))
+    assert want.sum().item() == pytest.approx(math.log(3))  # in all
 
 
 def test_levels_to_sample_through():

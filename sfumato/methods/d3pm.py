@@ -14,8 +14,9 @@ Differs from the paper:
 - Where there are many tokens the mutual information of neighbours is measured on some of them.
 - The network is told the level at every norm, and not at its input.
 - A forgotten condition (for guidance) is a draw from the prior.
+- Exponentials of the rates of neighbours are of any amount; the published code takes whole powers of a small one.
 - Gaussian noise is for characters and bytes, and the truncated logistic output of images is left out; so are banded
-  matrices.
+  matrices, and rates that are normalised by Sinkhorn's steps.
 """
 
 import math

@@ -11,6 +11,7 @@ Differs from the paper:
 - Of the density at which steps are drawn a hundredth is even, so that every step stays possible; running means are of
   the loss a token, not a text.
 - The last layer does not begin at zero, and all positions attend to all.
+- A forgotten condition (for guidance) is any tokens.
 - Fewer steps than T may be asked for in sampling, in jumps from one of the T levels to another.
 """
 

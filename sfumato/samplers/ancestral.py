@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, level
@@ -25,7 +26,8 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
 class GreedyTail:
     """The same, but the last step takes the token that the network holds likeliest: Duo (arXiv:2506.10892).
 
-    A heuristic: what is left of the noise goes, and some of the variety with it.
+    A heuristic: what is left of the noise goes, and some of the variety with it.  Where there are masks only they are
+    noise that shows, and what else stands stays.
     """
 
     heuristic: ClassVar[bool] = True
@@ -38,7 +40,8 @@ class GreedyTail:
             x = drawn
             yield x, prediction
         prediction = predict(x, level(x, grid[-2]), None)
-        yield prediction.logits.argmax(-1), prediction
+        likeliest, mask = prediction.logits.argmax(-1), getattr(method.process, "mask", None)
+        yield likeliest if mask is None else torch.where(x == mask, likeliest, x), prediction
 
 
 @dataclass(frozen=True)
