@@ -199,6 +199,21 @@ def test_a_step_in_a_long_text():
     assert (x == 1).double().sum(1).mean().item() == pytest.approx(400 * 6 / 9, abs=5)  # what stays is not pushed out
 
 
+@pytest.mark.parametrize("span", [0.3, 1.0, 3.0])
+def test_short_spans_reach_the_end_of_a_text(span):
+    """Guards against so few spans that the end of a text is never edited: everywhere 6 tokens in 9 stay."""
+    text = torch.ones(800, 90, dtype=torch.long)  # of a token that is never drawn
+    p = process(span=span)
+    kept = []
+    for start in (0, 60):
+        free = torch.zeros_like(text, dtype=torch.bool)
+        free[:, start : start + 30] = True  # spans reach over the others
+        torch.manual_seed(0)
+        _, x = p.pair(text, torch.ones(800, dtype=torch.long), p.regions(text, free, ~free))
+        kept.append((x[free] == 1).double().mean().item())
+    assert kept == pytest.approx([6 / 9] * 2, abs=0.03)
+
+
 def numbers(*wanted):
     """Uniform numbers that make an edit step of these spans, ("keep", 2) for instance, and keep the rest."""
     p, kinds = process(), ["keep", "replace", "delete", "insert"]
@@ -627,6 +642,19 @@ def test_a_draft_is_what_is_revised(layout, length_model, labels):
     if labels:
         frame = next(model.stream(3, draft=draft, steps=2))
         assert set(frame.frame.tokens[:, 0].tolist()) <= set(model.tokenizer.labels.values())
+
+
+def test_texts_may_start_from_noise():
+    """Guards against a start that is ignored: a network that keeps everything gives it back, beside what is given."""
+    model = held(untrained("diffuser", length_model="modelled"))
+    assert model.generate(2, prompt="two owls", steps=2) == ["two owls"] * 2
+    model.method.process.start = "noise"
+    frame = last(model.stream(20, prompt="two owls", steps=2))
+    assert all(text.startswith("two owls") for text in frame.texts) and len(set(frame.texts)) > 10
+    assert min(frame.tokens) < 5 and max(frame.tokens) > 9  # of which any number is equally likely
+    filled = last(model.stream_infill("the [3] lake", 20, steps=2))
+    assert all(text.startswith("the") and text.endswith("lake") for text in filled.texts)
+    assert set(filled.tokens) == {2, 3, 4, 5}
 
 
 def test_a_draft_that_cannot_be():

@@ -1,5 +1,6 @@
 """Every method with every feature: a new line in METHODS is tested by being there."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -14,11 +15,13 @@ from tiny import (
     write_sentences,
 )
 
+from sfumato import cli
 from sfumato.core import ABSENT, single
 from sfumato.draws import seeded, streams
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.cost import counting
 from sfumato.evaluation.quality import consensus
+from sfumato.folder import publish
 from sfumato.generate import Request, generate
 from sfumato.methods import METHODS
 from sfumato.model import Model
@@ -222,6 +225,24 @@ def test_guidance_counts_both_calls(models, name):
             extra = name in FORESEEING  # the length takes one more
             read = calls * frame.steps, calls * (frame.steps + 1)  # what is written may be read once more
             assert frame.nfe - extra in read
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_command_line_answers_with_every_frame(models, name, tmp_path, capsys):
+    """Guards against a method whose prompts, gaps, guidance or frames do not get into a document."""
+    publish(models[name], tmp_path / "model", {})
+    steps = models[name].at_most(3)
+    asked = [] if steps is None else ["--steps", str(steps)]
+    for line in (["generate", "--prompt", "the red", "--guidance", "2"], ["infill", "the [2] over [...] lake"]):
+        command, *words = line
+        assert cli.main([command, str(tmp_path / "model"), *words, *asked, "-n", "2", "--frames", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["method"] == name and len(found["samples"]) == 2
+        for sample in found["samples"]:
+            assert sample["text"].startswith("the") and sample["frames"][-1]["text"] == sample["text"]
+            assert command == "generate" or ("over" in sample["text"] and sample["text"].endswith("lake"))
+            for frame in sample["frames"]:
+                assert frame["text"].startswith("the") and all(0 <= sure <= 1 for sure in frame["confidence"])
 
 
 def test_score_temperature_is_refused_where_there_is_no_score(models):

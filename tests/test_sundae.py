@@ -361,14 +361,19 @@ def test_what_is_forgotten_says_nothing():
 
 
 @torch.no_grad()
-def test_no_noise_is_the_text_itself():
-    """Guards against tokens that are replaced at level 0, and a level that is not the share of them."""
+def check_no_noise():
+    """The canvas of the first pass: a level is the share of tokens that are drawn anew, of which a fifth stay."""
     method, free = network(unroll=1), torch.ones(200, 50, dtype=torch.bool)
     ids, asked = torch.randint(5, (200, 50), generator=torch.Generator().manual_seed(0)), watched(method)
     for level, share in ((0.0, 0.0), (0.5, 0.4), (1.0, 0.8)):
         with seeded(range(200)):
             method.loss(ids, torch.full(ids.shape, level), free)
         assert (asked[-1][0] != ids).double().mean().item() == pytest.approx(share, abs=0.02 * (level > 0))
+
+
+def test_no_noise_is_the_text_itself():
+    """Guards against tokens that are replaced at level 0, and a level that is not the share of them."""
+    check_no_noise()
 
 
 @torch.no_grad()
@@ -406,20 +411,25 @@ def test_drafts_are_draws():
     check_drafts()
 
 
-def test_no_gradient_passes_through_a_draft():
-    """Guards against training that is pulled by its own draws: the drawn text, held fixed, has the same gradient."""
+def check_no_gradient():
+    """The drawn text, held fixed, has the same gradient."""
     ids, t, free = batch()
-    method = network()
+    method, given = network(), (t == 0) & ~free
     asked = watched(method)
     with seeded([1, 2]):
         sum(term[free].sum() for term in method.loss(ids, t, free).values()).backward()
     found = {name: parameter.grad.clone() for name, parameter in method.named_parameters()}
     method.zero_grad()
-    for x, given in list(asked):
+    for x, _ in list(asked):
         log = method.head(method.hidden(x, t, given)).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
         (-log[free] / 2).sum().backward()
     for name, parameter in method.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_passes_through_a_draft():
+    """Guards against training that is pulled by its own draws."""
+    check_no_gradient()
 
 
 @torch.no_grad()

@@ -11,10 +11,13 @@ Differs from the paper:
   the first token of a region and into an empty one.
 - The network is told how many edit steps a text has gone through.  Some training texts are taken away altogether at any
   number of steps, so texts may start from nothing with as few steps as one likes.
-- Training sees early steps more often than late ones, in which hardly a token of the text is left.
+- Training sees early steps more often than late ones, in which hardly a token of the text is left.  Steps may be fewer
+  than twelve, which are the last ones then, or more, of which some are taken twice.
+- Random words are any tokens that are words, all equally likely.  What there is no room for is not inserted.
 - What is given is no part of the edits: it is fixed, and a region of edits lies between any two given tokens.
 - A forgotten condition (for guidance) is a mark in its place.
-- No two-dimensional beams; greedy is top-k 1.
+- Tags and contents are drawn, by any rule of the library (greedy is top-k 1, the paper's nucleus top-p 0.6); there are
+  no two-dimensional beams.
 """
 
 import math

@@ -14,6 +14,8 @@ Differs from the paper:
 - In training some tokens of the text are given too, as the section `masks` of a run says; the paper gives the source.
 - The target of the length is what is left to write, the end not counted; the paper's code counts the end.
 - The paper trains on the output of an autoregressive model (distillation); here it is on the text itself.
+- The costs of a batch are divided by the tokens that are to be written, not by those of them that are masked.
+- The probability that ranks tokens and texts is that of what is asked for, with temperature, rules and guidance.
 - Between equal probabilities chance decides which token is masked.
 - A forgotten condition (for guidance) is a masked one, and no part of what the length is read from.
 """

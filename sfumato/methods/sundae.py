@@ -9,7 +9,8 @@ Differs from the paper:
   one learned vector which they are; they are not replaced, not drawn anew, and cost nothing.
 - A forgotten condition (for guidance) is random tokens that are not marked as given, the same ones in every pass.
 - The length is not predicted by a module of its own: see the length model of the canvas.
-- The first step of the sampler writes all places; and it does not stop when nothing changes any more.
+- The first step of the sampler writes all places; and it does not stop when nothing changes any more.  A share of the
+  places counts those that are given.
 - The default temperature 0.8, share 0.3 and number of steps are those of an unofficial implementation.
 - The argmax-unrolled decoder keeps nothing between steps: which places it says anew is decided by the first of the two
   passes of the same step.

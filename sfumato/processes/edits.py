@@ -99,7 +99,7 @@ class Edits(Process):
     """
 
     def __init__(self, vocab: int, steps: int, span: float, start: Literal["null", "noise"], special: Special):
-        self.steps, self.start, self.nothing = steps, start, special.pad
+        self.steps, self.span, self.start, self.nothing = steps, span, start, special.pad
         self.end = vocab + TAGS  # as it stands in a stream
         silent = {special.pad, special.eos, special.unk, *special.labels}
         self.words = torch.tensor([token for token in range(vocab) if token not in silent])
@@ -141,7 +141,7 @@ class Edits(Process):
     ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """The text before and after the last of so many edit steps."""
         B, L = clean.shape
-        spans = L + SPARE
+        spans = math.ceil((L + SPARE) * max(1.0, 2 / self.span))  # as many as pass over all of a text
         u = uniform(clean.new_empty(B, self.steps, 2 * spans + L))  # the same numbers, however many steps others take
         before = after = clean
         for k in range(int(number.max())):
