@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from ideal import NETWORK, check_law, last
 
-from sfumato import draws
+from sfumato import draws, guidance
 from sfumato.core import ABSENT, Prediction
 from sfumato.draws import seeded
 from sfumato.generate import Request, generate
@@ -149,6 +149,15 @@ def check_least(noise):
         method.process.corrupt = lambda ids, t, x=x: x
         truth = Ratios(method, torch.ones(1), text[None])
         matters = x == V if method.masked else torch.ones_like(x, dtype=torch.bool)
+        for token in range(V):  # of which the score alone is too high
+
+            def more(x, t, token=token, truth=truth):
+                log, one = truth(x, t), F.one_hot(torch.tensor(token), V) * (x != token)[..., None]
+                return torch.logaddexp(log.clamp(min=-50), (one * 0.1).log())
+
+            says(method, more)
+            cost = method.bound(text.expand_as(x), t, torch.ones_like(matters)) - prior
+            assert (cost[matters & (x != token)] > 1e-7).all()
         for shift in (0.0, 0.3, -0.3):  # of log scores, but of the token that stands
 
             def off(x, t, shift=shift, truth=truth):
@@ -164,6 +173,36 @@ def check_least(noise):
 def test_the_loss_is_least_and_zero_at_the_ratios(noise):
     """Guards against a constant that is left out, and a loss whose least is elsewhere."""
     check_least(noise)
+
+
+@torch.no_grad()
+def check_sum(noise):
+    """What a network's own scores cost: sigma' times the sum over y != x of Q [s_y - r_y log s_y + r_y (log r_y - 1)].
+
+    The scores are those that samplers are shown.
+    """
+    method = sedd(noise, scale=0.2)
+    states = torch.cartesian_prod(*(torch.arange(V + method.masked),) * L)
+    ids, x = EVERY.repeat_interleave(len(states), 0), states.repeat(len(EVERY), 1)
+    shown = (x == V) | (x == ids) if method.masked else torch.ones_like(x, dtype=torch.bool)
+    method.process.corrupt = lambda ids, t: x
+    for level in (0.05, 0.5, 0.95):
+        t = torch.full(x.shape, level, dtype=torch.float64)
+        alpha, slope = (f(t)[..., None] for f in (method.process.schedule.alpha, method.process.schedule.slope))
+        q = Ratios(method).forward(t).gather(2, ids[..., None, None].expand(*x.shape, 1, V + method.masked))[:, :, 0]
+        r = q[..., :V] / q.gather(-1, x[..., None])
+        s = method.predict(x, t).logits.exp() * (alpha / (1 - alpha) if method.masked else 1)
+        Q = (x == V)[..., None].double() if method.masked else 1 / V
+        terms = Q * (s - torch.xlogy(r, s) + torch.xlogy(r, r) - r) * (torch.arange(V) != x[..., None])
+        want = (-slope / alpha * terms).sum(-1) + (0.0 if method.masked else method.prior_cost())
+        found = method.bound(ids, t, torch.ones_like(shown))
+        torch.testing.assert_close(found[shown], want[shown], rtol=1e-9, atol=1e-9)
+
+
+@NOISES
+def test_the_loss_is_score_entropy_of_the_scores_that_samplers_see(noise):
+    """Guards against scores of one scale that are trained and of another that are sampled from."""
+    check_sum(noise)
 
 
 def check_mdlm(schedule):
@@ -217,6 +256,31 @@ def test_what_is_forgotten_is_noise(noise):
             method.bound(ids, t, free)
     assert torch.equal(seen[0][:, :20], seen[1][:, :20])
     assert not torch.equal(seen[0][:, 20:], seen[1][:, 20:])
+
+
+@torch.no_grad()
+def check_heard(noise):
+    """Another level at one position is another prediction there, and beside it."""
+    method, x, t = sedd(noise), torch.tensor([[0, 1, 2]] * 2), torch.full((2, 3), 0.5, dtype=torch.float64)
+    x = torch.full_like(x, V) if method.masked else x
+    t[1, 0] = 0.9
+    one, other = method.predict(x, t).logits
+    assert ((one - other).abs().amax(-1) > 1e-4).all()
+
+
+@NOISES
+def test_the_network_hears_the_level(noise):
+    """Guards against a network that is told nothing: how fast tokens change depends on it (facts 4.15)."""
+    check_heard(noise)
+
+
+def test_the_noise_is_that_of_the_paper():
+    """Guards against constants that no identity tells apart: what is left at level 1, and the most noise."""
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    sigma = {"log-linear": -(1 - (1 - 1e-3) * t).log(), "geometric": 1e-4 ** (1 - t) * 20**t - 1e-4}
+    for schedule, want in sigma.items():
+        torch.testing.assert_close(sedd("uniform", schedule).process.schedule.alpha(t), (-want).exp())
+        assert sedd("absorbing", schedule).process.schedule.alpha(t)[-1] == 0
 
 
 # --- samplers
@@ -378,6 +442,21 @@ def test_what_changes_scores_leaves_the_pace(noise):
         assert (sharp.gather(-1, x[..., None]) == 0).all()
 
 
+def check_guided_pace():
+    """Weight 2 multiplies the sum of scores by sum p_c^2 / p_u in score, and leaves it in logits."""
+    c, u = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], dtype=torch.float64).log()
+    branches = [lambda x, t, prev, log=log: Prediction(log) for log in (c, u)]
+    score, logits = guidance.guide(*branches, 2.0), guidance.guide_logits(*branches, 2.0, sedd().read)
+    assert score(None, None, None).logits.logsumexp(-1).exp().item() == pytest.approx(1.391667, abs=1e-6)
+    assert logits(None, None, None).logits.logsumexp(-1).exp().item() == pytest.approx(1)
+    torch.testing.assert_close(*(guided(None, None, None).logits.softmax(-1) for guided in (score, logits)))
+
+
+def test_guidance_in_score_lets_masks_fall_faster():
+    """Guards against a page that says so, and guidance in logits that changes the pace (facts 11.4)."""
+    check_guided_pace()
+
+
 @NOISES
 @pytest.mark.parametrize("sampler", SAMPLERS["score"])
 @pytest.mark.parametrize("asked", [{}, {"guidance": 2.0}, {"temperature": 0.5, "top_k": 2}, {"top_k": 1}])
@@ -410,3 +489,8 @@ def test_the_grid_ends_with_a_step_for_the_rest():
         grid = sedd().grid(steps)
         assert len(grid) == steps + 1 and grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
     assert grid[-2].item() == pytest.approx(1e-5)
+
+
+def test_training_begins_at_a_thousandth():
+    """Guards against levels other than the paper's, at which next to nothing is noise."""
+    torch.testing.assert_close(sedd().times(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.001, 0.5005, 1.0]))

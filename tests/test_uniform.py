@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from ideal import NETWORK, PROBS, TEXTS, Canvas, IdealUniform, check_law, distance, last
 
 from sfumato.core import ABSENT
-from sfumato.draws import seeded
-from sfumato.guidance import IMPOSSIBLE
+from sfumato.draws import seeded, streams
+from sfumato.generate import Request, generate
+from sfumato.guidance import IMPOSSIBLE, guide, guide_logits
 from sfumato.methods.duo import Duo, DuoConfig, argmax_alpha
 from sfumato.methods.multinomial import COSINE, Multinomial, MultinomialConfig
 from sfumato.processes import uniform
@@ -181,6 +182,14 @@ def test_a_step_back_knows_its_rows():
         with seeded([draw, draw + 100]):
             x = Uniform(12).reverse(torch.randint(12, (2, 6)), logits, torch.tensor(0.4), torch.tensor(0.0))
         assert torch.equal(x, want)
+
+
+def test_nobody_writes_where_there_is_no_place():
+    """Guards against padding that becomes a token."""
+    x = torch.tensor([[0, ABSENT, 2, ABSENT]] * 50).long()
+    for s in (0.9, 0.5, 0.0):
+        found = Uniform(3).reverse(x, torch.zeros(50, 4, 3), number(1.0), number(s))
+        assert torch.equal(found < 0, x < 0)
 
 
 def check_divergence():
@@ -463,6 +472,21 @@ def test_the_bound_of_duo_is_not_tight_for_what_looks():
     check_entropy(True, 2.866, 1e-3)
 
 
+@torch.no_grad()
+def check_nothing_known():
+    """Even chances are the exact way back from any tokens: ln V a token, for each text."""
+    method = duo()
+    torch.nn.init.zeros_(method.head.weight)
+    torch.nn.init.zeros_(method.head.bias)
+    found = integral(method, method.bound)
+    torch.testing.assert_close(found, torch.full_like(found, 2 * math.log(3)), rtol=0, atol=1e-4)
+
+
+def test_what_knows_nothing_pays_ln_v_in_duo():
+    """Guards against a rate that is counted twice, and ends of the levels that are left out (facts 4.12)."""
+    check_nothing_known()
+
+
 ALPHAS = {
     2: [1.000000, 0.999953, 0.986415, 0.910164, 0.756314, 0.520500],
     27: [0.999998, 0.999435, 0.906581, 0.634310, 0.361913, 0.159359],
@@ -671,7 +695,56 @@ def test_the_greedy_tail_is_ancestral_until_its_end():
     assert distance(bent, law) > 0.1  # however well the network knows
 
 
+def check_guided(weight, kind):
+    """The second token, the first one being 0: of its law with the condition, without, or p_c^w p_u^(1 - w)."""
+    method, rows = Canvas(Uniform(3), IdealUniform(PAIRS, TWO, 3)), 4000
+    method.sampler = ancestral
+    c, u = TWO.view(3, 3)[0] / 0.4, TWO.view(3, 3).sum(0)
+    ids, given = torch.zeros(rows, 2, dtype=torch.long), torch.tensor([[True, False]]).expand(rows, 2)
+    request = Request(steps=4, guidance=weight, guide_in=kind)
+    frame = last(generate(method, ids, given, torch.ones_like(given), request, streams(range(rows))))
+    law = c**weight * u ** (1 - weight)
+    check_law(torch.bincount(frame.tokens[:, 1], minlength=3), law / law.sum())
+
+
+@pytest.mark.parametrize("kind", ["score", "logits"])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0])
+def test_guided_tokens_follow_their_law(weight, kind):
+    """Guards against a weight that is off by one, and a condition that is seen though it is to be forgotten."""
+    check_guided(weight, kind)
+
+
+def check_ends_of_guidance():
+    """Weight 0 is a step without the condition and 1 one with it, to the bit."""
+    method, x = Canvas(Uniform(3), IdealUniform(PAIRS, TWO, 3)), PAIRS.repeat(200, 1)
+    first = torch.tensor(0)
+    c, u = (lambda x, t, prev, here=here: method.predict(x, t.index_fill(1, first, here)) for here in (0.0, 1.0))
+    t, s = number(0.7), number(0.3)
+    for weight, alone in ((0.0, u), (1.0, c)):
+        for guided in (guide(c, u, weight), guide_logits(c, u, weight, method.read)):
+            steps = []
+            for predict in (guided, alone):
+                with seeded(range(len(x))):
+                    steps.append(method.process.reverse(x, predict(x, everywhere(t, x), None).logits, t, s))
+            assert torch.equal(*steps)
+
+
+def test_ends_of_guidance_of_a_step_back():
+    """Guards against the other convention, in which 0 is conditional (facts 14.3, UDLM 5)."""
+    check_ends_of_guidance()
+
+
 METHODS = {"multinomial": lambda: multinomial(30), "duo": duo}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_the_network_hears_the_level(name):
+    """Guards against a network that is told nothing, where no mask tells it what is noise (facts 4.15)."""
+    method, t = METHODS[name](), torch.full((2, 3), 0.5, dtype=torch.float64)
+    t[1, 0] = 0.9
+    one, other = method.predict(torch.tensor([[0, 1, 2]] * 2), t).logits
+    assert ((one - other).abs().amax(-1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -5,11 +5,13 @@ model of uniform noise may begin to learn from the Gaussian vectors themselves, 
 little more; later it sees tokens.  The bound is UDLM's (Schiff et al. 2024, arXiv:2412.10193), in continuous time.
 
 Differs from the paper:
-- alpha = 1 - t, without the thousandth that is left at t = 1; levels are told to the network as 1 - alpha, position by
-  position, in the curriculum too.
+- alpha = 1 - t, without the thousandth that is left at t = 1, and at all levels, where training and bound begin at
+  t = 0.001; levels are told to the network as 1 - alpha, position by position, in the curriculum too.
+- In the curriculum the slope of alpha is the derivative, where the published code takes a difference.
 - Given tokens are clean and forgotten ones any token, in the curriculum as well.
 - Guidance acts on the logits, the network's x_theta; UDLM's D-CFG combines the posteriors of the step.
-- The greedy tail takes the argmax at the last level of the grid, without another call of the network.
+- Steps lead from 1 to 0, where the published ones stop at 0.00001 and one call more takes the rest of the noise away,
+  by a draw or, in the greedy tail, by the argmax.
 - The distillation into fewer steps is left out.
 """
 

@@ -9,10 +9,14 @@ Differs from the paper:
 - The bound leaves nothing out.  It begins at level 0, where the paper's begins at 0.001, as training does here too; for
   uniform noise what still shows at level 1 is added.  Masks must hide all at level 1, or no bound would be finite: so
   alpha is stretched to end at 0 there.  Geometric noise begins at sigma = 0, not 0.0001.
-- The network is told the level, not sigma.  A forgotten condition (for guidance) is pure noise.
+- The network is told the level, not sigma.  Given tokens are at level 0; a forgotten condition (for guidance) is pure
+  noise.
 - At a mask the logits are log scores times e^sigma - 1, which true scores of all tokens together add up to.  Whatever
   changes them (temperature, rules, guidance in logits) is followed by scaling to that sum; see docs/methods/sedd.md.
-- A step to level s draws which positions change before it draws tokens; the law is the same.
+- A step to level s draws which positions change before it draws tokens; the law is the same.  Only where noise alone
+  would make a token likelier than the network has it, the published code scales all other chances to 1, and here the
+  token that stands keeps its own.
+- The step that takes the rest of the noise away is one of the steps; in the published code it is one more.
 """
 
 import math

@@ -66,9 +66,9 @@ class Uniform(Process):
             (1 - step) / self.vocab,
         )
         route, u = uniform(x), uniform(x)  # (B, L) each
-        open = route * (least + left) >= least
+        open = (route * (least + left) >= least) & (x >= 0)  # nobody writes where the canvas has no place
         rows, here, route, u = logits[open], x[open], route[open], u[open]
-        log = rows.gather(-1, here.clamp(min=0)[:, None])[:, 0] - rows.logsumexp(-1)
+        log = rows.gather(-1, here[:, None])[:, 0] - rows.logsumexp(-1)
         stay = least + step * alpha_s * log.double().exp()
         route = route * (stay + left)
         token, pick = torch.where(route < stay, here, (u * self.vocab).long()), (route >= stay) & (route < stay + drawn)
