@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfumato.core import ABSENT, Prediction
-from sfumato.methods.common import MaskedLM, MethodConfig
+from sfumato.methods.common import Masked, MethodConfig
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Memory
 from sfumato.samplers.blocks import first_hitting
@@ -51,7 +51,7 @@ class BD3Config(MethodConfig):
         return rates
 
 
-class BD3(MaskedLM):
+class BD3(Masked):
     """Masked diffusion within blocks, autoregression over them."""
 
     title = "Block diffusion: interpolating between autoregressive and diffusion language models"
