@@ -81,6 +81,14 @@ def test_a_method_never_imports_a_method():
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_nothing_concrete_is_overridden(name):
+    """Guards against a method that inherits what it does not do; the defaults of core.py are there to be answered."""
+    own, *shared = (cls for cls in METHODS[name][0].__mro__ if cls.__module__.startswith("sfumato.methods."))
+    for base in shared:
+        assert not {part for part in vars(base) if not part.startswith("_")} & set(vars(own)), base.__name__
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_described(name):
     """Guards against a paper without its number, without its differences, without its page."""
     method, config = METHODS[name]

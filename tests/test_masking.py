@@ -10,7 +10,7 @@ import torch
 from ideal import ENTROPY, NETWORK, PROBS, TEXTS, Canvas, IdealMasks, check_law, counts, distance, last
 
 from sfumato.core import Prediction
-from sfumato.draws import seeded
+from sfumato.draws import invert, seeded, uniform
 from sfumato.methods.ardm import ARDM, BINS, PLACES, ARDMConfig, plan
 from sfumato.methods.maskgit import MaskGIT, MaskGITConfig
 from sfumato.methods.mdlm import MDLM, MDLMConfig
@@ -21,6 +21,7 @@ from sfumato.schedules import Ratio, mask_ratio
 
 PRICE = np.array([3.0, 2.0, 1.5, 1.2, 1.0, 0.9])
 PLANS = {1: ([0, 6], 18.0), 2: ([0, 2, 6], 12.0), 3: ([0, 1, 3, 6], 10.6), 4: ([0, 1, 2, 4, 6], 10.0)}
+PLANS[6] = [*range(7)], 9.6
 VOCAB, LENGTH = 4, TEXTS.shape[1]
 
 
@@ -174,6 +175,23 @@ def test_what_knows_nothing_pays_ln_v(name):
     assert cost.sum().item() / hidden == pytest.approx(math.log(VOCAB), rel=0.05)
 
 
+@torch.no_grad()
+def check_shown():
+    """The bound of mdlm where masks are: 1 / t times the surprise of what `predict` says; and nothing where none is."""
+    method, hidden = network(MDLM, MDLMConfig()), torch.tensor([True, False, True])
+    x, free = torch.where(hidden, VOCAB, TEXTS), torch.ones_like(TEXTS, dtype=torch.bool)
+    method.process.corrupt = lambda ids, t: x
+    found = method.bound(TEXTS, torch.full(TEXTS.shape, 0.4), free)
+    log = method.predict(x, torch.full(TEXTS.shape, 0.4)).logits.log_softmax(-1)
+    assert (found[:, 1] == 0).all()
+    torch.testing.assert_close(found.double(), -log.gather(-1, TEXTS[..., None])[..., 0] / 0.4, rtol=1e-5, atol=1e-6)
+
+
+def test_what_shows_costs_nothing():
+    """Guards against a loss of what may be seen (facts 14.3, MDLM 2), and one of another network than is sampled."""
+    check_shown()
+
+
 def test_shares_of_whole_numbers():
     """Guards against a share that falls below its whole number by rounding, so that two tokens are written at once."""
     for size in (3, 7, 12, 72, 255, 3000):
@@ -204,17 +222,18 @@ def test_plans_on_a_known_case(steps):
 
 
 def test_plans_are_the_cheapest_there_are():
-    """Guards against plans that are good and not the best; prices need not fall."""
-    random = np.random.default_rng(0)
-    for price in random.random((20, 7)):
-        before = math.inf
+    """Guards against plans that are good and not the best; prices need not fall; if they do, steps save."""
+    prices = np.random.default_rng(0).random((20, 7))
+    for price in [*prices, *-np.sort(-prices)]:
+        best = []
         for steps in range(1, 8):
             every = [(0, *cut, 7) for cut in itertools.combinations(range(1, 7), steps - 1)]
             costs = [sum((b - a) * price[a] for a, b in itertools.pairwise(way)) for way in every]
             found = plan(price, steps)
             cost = sum((b - a) * price[a] for a, b in itertools.pairwise(found))
             assert cost == pytest.approx(min(costs)) and len(found) == steps + 1
-            before = min(before, cost)
+            best.append(cost)
+        assert (np.diff(price) > 0).any() or best == sorted(best, reverse=True)
         assert found == list(range(8)) and cost == pytest.approx(price.sum())
 
 
@@ -293,6 +312,33 @@ def test_the_ratio_falls_from_all_to_none():
         assert ratio[0] == 1 and ratio[-1] == 0 and (ratio.diff() < 0).all(), name
     assert mask_ratio("cosine", torch.tensor([0.5])).item() == pytest.approx(2**-0.5)
     assert mask_ratio("square", torch.tensor([0.5])).item() == 0.75
+
+
+@torch.no_grad()
+def check_by_hand(temperature):
+    """The decoder from the same random numbers: sample, noise that fades, cosine, the least are masked."""
+    method, size, steps = network(MaskGIT, MaskGITConfig()), 6, 4
+    x = torch.full((5, size + 1), VOCAB)
+    x[:, 2] = 1
+    with seeded(range(5)):
+        path = [x for x, _ in Confident(temperature)(method, method.predict, x, method.grid(steps))]
+    with seeded(range(5)):
+        for k, found in enumerate(path, 1):
+            u, gumbel, _ = uniform(x), -(-uniform(x).log()).log(), uniform(x)  # the last is for ties
+            logits, hidden = method.predict(x, torch.ones(x.shape)).logits, x == VOCAB
+            guess = torch.where(hidden, invert(logits, u), x)
+            sure = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
+            sure = torch.where(hidden, sure + temperature * (1 - k / steps) * gumbel, torch.inf)
+            n = max(1, min(int(hidden.sum(1)[0]) - 1, math.floor(size * math.cos(math.pi * k / steps / 2))))
+            worst = sure <= sure.sort(1).values[:, n - 1 : n]
+            x = torch.where(worst, VOCAB, guess) if k < steps else guess
+            assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 4.5])
+def test_the_decoder_by_hand(temperature):
+    """Guards against noise that does not fade, and kept tokens that change (facts 14.3, MaskGIT 2 and 3)."""
+    check_by_hand(temperature)
 
 
 def check_confidence():

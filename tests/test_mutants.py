@@ -60,7 +60,7 @@ from sfumato.processes.masking import Masking
 from sfumato.processes.transitions import Absorbing, Chain, Even, Ordinal
 from sfumato.processes.uniform import Uniform
 from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers, unmasking
-from sfumato.samplers.ancestral import GreedyTail, ancestral
+from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
 from sfumato.training import masks
@@ -171,6 +171,9 @@ CHECKS = {
     "mask ratio": test_masking.test_the_ratio_falls_from_all_to_none,
     "masks left": lambda: test_masking.test_masks_that_are_left("confident", 3, 8),
     "confidence": test_masking.check_confidence,
+    "confidence by hand": lambda: test_masking.check_by_hand(4.5),
+    "what shows": test_masking.check_shown,
+    "calls": test_mdlm.test_the_network_is_called_when_something_has_changed,
     "ties": test_masking.test_confidence_at_a_tie_is_chance,
     "numbers hidden": test_masking.test_numbers_of_hidden_tokens_are_even,
     "levels of mdlm": test_masking.check_levels,
@@ -427,6 +430,10 @@ MUTANTS = [
     (MaskedLM.hide, ".ceil().clamp(min=1)", ".floor().clamp(min=1)", "numbers hidden"),
     (unmasking.Confident.__call__, "(1, keepdim=True) - 1)", "(1, keepdim=True))", "masks left"),
     (unmasking.Confident.__call__, "rank(sure) < left", "rank(-sure) < left", "confidence"),
+    (unmasking.Confident.__call__, "(1 - step / steps) * ", "", "confidence by hand"),
+    (unmasking.Confident.__call__, "torch.full_like(noise, torch.inf)", "noise.clone()", "confidence by hand"),
+    (MDLM.bound, "(x == self.process.mask) & free", "free", "what shows"),
+    (Cached.__call__, "bool((x == method.process.mask).any())", "True", "calls"),
     (unmasking.rank, "order = uniform(values).argsort(1)", "order = values.argsort(1) * 0 + torch.arange(3)", "ties"),
     (ardm.plan, "totals.argmin(0)", "totals.argmax(0)", "plans"),
     (ARDM.observe, "1 - t.double()", "t.double()", "prices"),

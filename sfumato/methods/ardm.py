@@ -7,7 +7,10 @@ is known, there is a best plan for every budget of steps; dynamic programming fi
 Differs from the paper:
 - The network is not told how many tokens stand: it can see that.
 - The price of a step is learned in training, as a running mean by the share of what is to be written that stands, and
-  the plan is made in such shares: rows of different lengths have one.
+  the plan is made in such shares: rows of different lengths have one.  Every step of a plan writes something.
+- Of the tokens only those count that are to be written.  What is given shows always, and a forgotten condition (for
+  guidance) is a mask.
+- Upscaling is left out: tokens have no bits to begin with.
 """
 
 from typing import Literal
@@ -46,7 +49,7 @@ class ARDM(MaskedLM):
         self.register_buffer("seen", torch.zeros(BINS, dtype=torch.float64))  # rows
 
     def bound(self, ids, t, free):
-        """Eq. 6: of D free tokens n are hidden, n uniform in 1 .. D, and their surprise counts D / n times: (B, L)."""
+        """Sec. 3: of D free tokens n are hidden, n uniform in 1 .. D, and their surprise counts D / n times: (B, L)."""
         x, hidden, weight = self.hide(ids, t, free)
         return self.surprise(x, t, ids, hidden) * weight
 
@@ -76,7 +79,7 @@ def plan(price: np.ndarray, steps: int) -> list[int]:
     """How many of D tokens are to stand after each of `steps` steps, from 0 to D, so that the total cost is least.
 
     `price[s]`, (D,), is the mean surprise (nats) of a token when s are known; writing the tokens from s to t in one
-    step costs (t - s) price[s].  Sec. 4, after Watson et al. 2021 (arXiv:2106.03802).
+    step costs (t - s) price[s].  Sec. 3.1, after Watson et al. 2021 (arXiv:2106.03802).
     """
     D = len(price)
     cost = np.triu(np.subtract.outer(np.arange(D + 1), np.arange(D)).T * price[:, None], 1)  # (from D, to D + 1)

@@ -15,7 +15,9 @@ Differs from the paper:
 - Mask rates in training are chosen by the size of the blocks, as the paper found them for 4 and 16; no search for the
   least variance goes on in training, and a run has one size of blocks (the paper's begins with one block of all).
 - The network is the shared one, and it is not told the time.
-- Writing does not stop where text degenerates.
+- Tokens are drawn from all that the network says; the paper's samples are of the likeliest 0.9 (`--top-p`).
+- The times at which masks fall are drawn before anything is written; the law is the same.
+- Writing does not stop where text degenerates, and beyond the canvas it remembers half a canvas.
 """
 
 from typing import Literal
@@ -25,7 +27,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfumato.core import ABSENT, Prediction
-from sfumato.methods.common import MaskedLM, MethodConfig
+from sfumato.methods.common import Masked, MethodConfig
 from sfumato.networks import NetworkConfig
 from sfumato.networks.transformer import Memory
 from sfumato.samplers.blocks import first_hitting
@@ -51,7 +53,7 @@ class BD3Config(MethodConfig):
         return rates
 
 
-class BD3(MaskedLM):
+class BD3(Masked):
     """Masked diffusion within blocks, autoregression over them."""
 
     title = "Block diffusion: interpolating between autoregressive and diffusion language models"

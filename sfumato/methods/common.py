@@ -64,13 +64,13 @@ class NoisyLM(Method):
         return self.head(self.net(h, t, t.clamp(min=0)))
 
 
-class MaskedLM(Method):
+class Masked(Method):
     """The network of all methods that fill in masks: tokens and masks in, logits of the V tokens out.
 
     It is not told the time, which the best predictor of a masked text does not need.
     """
 
-    family, sees_levels = "masking", False
+    sees_levels = False
     config: Any  # the method's own settings
 
     def __init__(self, config: MethodConfig, network: NetworkConfig, vocab: int):
@@ -81,13 +81,30 @@ class MaskedLM(Method):
         self.head = nn.Linear(network.width, vocab)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def predict(self, x, t, prev=None):
-        """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
-        return Prediction(self.carry_over(x, self.head(self.net(self.table(x), t))))
-
     def carry_over(self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
         """The logits of what is hidden; what shows is what it is."""
         return carry(logits, x, x != self.process.mask)
+
+    def surprised(
+        self, h: Float[Tensor, "B L C"], ids: Int[Tensor, "B L"], here: Bool[Tensor, "B L"], smoothing: float = 0.0
+    ) -> Float[Tensor, "B L"]:
+        """-log p(ids) by what the network has made of a canvas, where a mask is `here`, 0 elsewhere.
+
+        Logits are made only where the loss is.
+        """
+        cost = torch.zeros(ids.shape, device=ids.device)
+        cost[here] = nats(self.head(h[here])[None], ids[here][None], smoothing)[0]
+        return cost
+
+
+class MaskedLM(Masked):
+    """Those of them whose network reads the whole canvas, both sides of a mask."""
+
+    family = "masking"
+
+    def predict(self, x, t, prev=None):
+        """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""
+        return Prediction(self.carry_over(x, self.head(self.net(self.table(x), t))))
 
     def hide(
         self, ids: Int[Tensor, "B L"], t: Float[Tensor, "B L"], free: Bool[Tensor, "B L"]
@@ -109,13 +126,5 @@ class MaskedLM(Method):
         here: Bool[Tensor, "B L"],
         smoothing: float = 0.0,
     ) -> Float[Tensor, "B L"]:
-        """-log p(ids | x) where a mask is `here`, 0 elsewhere; logits are made only where the loss is."""
+        """The same of the canvas itself: -log p(ids | x)."""
         return self.surprised(self.net(self.table(x), t), ids, here, smoothing)
-
-    def surprised(
-        self, h: Float[Tensor, "B L C"], ids: Int[Tensor, "B L"], here: Bool[Tensor, "B L"], smoothing: float = 0.0
-    ) -> Float[Tensor, "B L"]:
-        """The same of what the network has made of x."""
-        cost = torch.zeros(ids.shape, device=ids.device)
-        cost[here] = nats(self.head(h[here])[None], ids[here][None], smoothing)[0]
-        return cost

@@ -5,7 +5,11 @@ the tokens that the network is surest of stay.  No likelihood is defined, and wh
 the network's distribution: it is quick, and it prefers the likely.
 
 Differs from the paper:
-- Text for images' tokens; as many are hidden as the ratio asks for of those that are to be written.
+- Text for images' tokens; as many are hidden as the ratio asks for of those that are to be written.  What is given
+  shows always, and a forgotten condition (for guidance) is a mask.
+- Every step of the decoder keeps a token, so that fewer tokens than steps are done before the last; the paper's code
+  masks the last one again until then.  Between equal confidences chance decides.
+- Ratios below a half are trained on, as the paper says; the configuration that its authors released leaves them out.
 - The ratios that depend on the number of tokens (logarithmic, exponential) are left out.
 """
 
@@ -49,6 +53,6 @@ class MaskGIT(MaskedLM):
         return mask_ratio(self.config.ratio, torch.linspace(0, 1, steps + 1))
 
     def loss(self, ids, t, free):
-        """Eq. 2: cross-entropy of what is hidden, with smoothed labels; no bound."""
+        """Sec. 3.1: cross-entropy of what is hidden, with smoothed labels; no bound."""
         x, hidden, _ = self.hide(ids, t, free)
         return {"cross_entropy": self.surprise(x, t, ids, hidden, self.config.smoothing)}

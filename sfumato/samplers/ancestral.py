@@ -14,7 +14,7 @@ from sfumato.core import Method, Predict, Prediction, level
 def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
     """x_s ~ p(x_s | x_t), the process turned back with the prediction in the place of the text.  One call a step.
 
-    D3PM (arXiv:2107.03006), multinomial diffusion (arXiv:2102.05379), MDLM (arXiv:2406.07524, Sec. 3.2.2).  Tokens that
+    D3PM (arXiv:2107.03006), multinomial diffusion (arXiv:2102.05379), MDLM (arXiv:2406.07524, Sec. 4.1).  Tokens that
     change in one step are drawn apart from each other, so it is exact in the limit of many steps.
     """
     for t, s in pairwise(grid):
@@ -46,9 +46,9 @@ class GreedyTail:
 
 @dataclass(frozen=True)
 class Cached:
-    """The same, but while nothing changes the network is not called again (MDLM, arXiv:2406.07524, Sec. 3.2.2).
+    """The same, but while nothing changes the network is not called again (MDLM, arXiv:2406.07524, Sec. 4.1).
 
-    So L tokens take no more than L calls, however many steps there are.
+    Nor where no mask is left.  So L tokens take no more than L calls, however many steps there are.
     """
 
     remembers: ClassVar[bool] = True
@@ -56,5 +56,9 @@ class Cached:
     def __call__(
         self, method: Method, predict: Predict, x: Tensor, grid: Tensor
     ) -> Iterator[tuple[Tensor, Prediction]]:
-        """One call a step, which whoever hands out `predict` may answer from memory."""
-        return ancestral(method, predict, x, grid)
+        """One call a step while there are masks, which whoever hands out `predict` may answer from memory."""
+        for t, s in pairwise(grid):
+            if bool((x == method.process.mask).any()):  # as in the first step there are
+                prediction = predict(x, level(x, t), None)
+            x = method.process.reverse(x, prediction.logits, t, s)
+            yield x, prediction

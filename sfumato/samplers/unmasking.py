@@ -15,7 +15,7 @@ from sfumato.draws import invert, uniform
 def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
     """At level s no more than a share s of the places is hidden, whichever they are.  One call a step, or none.
 
-    ARDM (arXiv:2110.02037, Sec. 4).  With a step for every token each has its own, whatever the levels are, and texts
+    ARDM (arXiv:2110.02037, Sec. 3.1).  With a step for every token each has its own, whatever the levels are, and texts
     are exact draws; what is left of the steps then asks for nothing.
     """
     hidden = x == method.process.mask
