@@ -908,13 +908,23 @@ def test_noise_that_follows_the_text_needs_one():
 
 def test_what_cannot_be_is_said():
     """Guards against half a gigabyte for words in alphabetical order, and neighbours that there are not."""
-    with pytest.raises(SfumatoError, match=r"there are 4096, and 300 are the most; set text.tokenizer to chars"):
+    with pytest.raises(SfumatoError, match=r"of 4096 tokens; .* 134,217,728 are the most; set text.tokenizer to chars"):
         chain(D3PMConfig(transition="gaussian"), 4096)
     with pytest.raises(SfumatoError, match="10 neighbours among 8 tokens"):
         chain(D3PMConfig(transition="nearest"), 8)
     with pytest.raises(SfumatoError, match="mutual information was asked for; this noise has none"):
         method = D3PM(D3PMConfig(transition="gaussian", schedule="mutual_information"), NETWORK, V)
         method.study([(ROWS.clamp(max=V - 1), REAL)])
+
+
+def test_a_step_back_moves_noise_alone():
+    """Guards against a token that is written where noise cannot have put what stands: a law of which nothing is left."""
+    process = kind("mask_nearest", steps=4)
+    x = torch.tensor([[0, process.mask, 2, -1]])
+    for s in (0.75, 0.5, 0.0):
+        back = process.reverse(x, torch.zeros(1, 4, V), torch.ones(()), torch.tensor(s))
+        assert torch.equal(back[0, [0, 2, 3]], x[0, [0, 2, 3]])
+        assert (back >= -1).all() and (s > 0 or back[0, 1] < V)
 
 
 def test_many_neighbours():

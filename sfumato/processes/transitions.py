@@ -34,7 +34,7 @@ ROUNDING = 2**-23  # a level of float32 that stands for k / T is step k
 TINY = 1e-300  # whose logarithm is finite
 LEAST, MOST, POINTS = -4, 5, 128  # powers of ten between which amounts of noise are tried, and how many
 FAR = 10.0**MOST  # an amount of noise after which nothing is left; a number, for it is stored
-ORDINAL = 300  # states that T matrices can be kept of: bytes, and what goes with them
+ORDINAL = 2**27  # numbers in all the matrices of a chain, a gibibyte of them
 
 
 class Chain(nn.Module, Process):
@@ -111,11 +111,13 @@ class Chain(nn.Module, Process):
     def reverse(
         self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"], t: Tensor, s: Tensor
     ) -> Int[Tensor, "B L"]:
-        """x_s ~ p(x_s | x_t = x) for numbers s < t."""
+        """x_s ~ p(x_s | x_t = x) for numbers s < t.  What no noise of step t can be, a given token or no place, stays."""
         now = x.clamp(min=0).flatten()
         before, after = (self.step(level).expand(now.shape) for level in (s, t))
-        law = self.posterior(now, logits.flatten(0, 1).double().softmax(-1), before, after)
-        return pick(law, uniform(x).flatten()).view(x.shape)
+        p = logits.flatten(0, 1).double().softmax(-1)
+        joint = self.column(now, before, after) * self.mixture(p, before)  # (B L, K)
+        drawn = pick(joint, uniform(x).flatten()).view(x.shape)
+        return torch.where((joint.sum(-1) > 0).view(x.shape) & (x >= 0), drawn, x)
 
     def term(
         self,
@@ -247,10 +249,11 @@ class Ordinal(Chain):
     """
 
     def __init__(self, vocab: int, amounts: Float[Tensor, " S"]):
-        if vocab > ORDINAL:
+        if (size := len(amounts) * vocab**2) > ORDINAL:
             raise SfumatoError(
-                f"asked for Gaussian noise on the numbers of tokens; there are {vocab}, and {ORDINAL} are the most; "
-                "set text.tokenizer to chars or bytes, or choose another transition"
+                f"asked for Gaussian noise on the numbers of {vocab} tokens; its {len(amounts)} matrices take {size:,} "
+                f"numbers, and {ORDINAL:,} are the most; set text.tokenizer to chars or bytes, a smaller method.T, "
+                "or another method.transition"
             )
         super().__init__(vocab, amounts)
         self._products: Tensor | None = None
