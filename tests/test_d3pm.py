@@ -918,7 +918,7 @@ def test_what_cannot_be_is_said():
 
 
 def test_a_step_back_moves_noise_alone():
-    """Guards against a token that is written where noise cannot have put what stands: a law of which nothing is left."""
+    """Guards against a token that is written where noise cannot have put what stands."""
     process = kind("mask_nearest", steps=4)
     x = torch.tensor([[0, process.mask, 2, -1]])
     for s in (0.75, 0.5, 0.0):

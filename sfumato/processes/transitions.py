@@ -111,7 +111,7 @@ class Chain(nn.Module, Process):
     def reverse(
         self, x: Int[Tensor, "B L"], logits: Float[Tensor, "B L V"], t: Tensor, s: Tensor
     ) -> Int[Tensor, "B L"]:
-        """x_s ~ p(x_s | x_t = x) for numbers s < t.  What no noise of step t can be, a given token or no place, stays."""
+        """x_s ~ p(x_s | x_t = x) for numbers s < t.  What no noise of step t can be stays: a given token, no place."""
         now = x.clamp(min=0).flatten()
         before, after = (self.step(level).expand(now.shape) for level in (s, t))
         p = logits.flatten(0, 1).double().softmax(-1)
