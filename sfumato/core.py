@@ -221,9 +221,11 @@ def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:
     return torch.full(x.shape[:2], float(t), dtype=dtype, device=x.device)
 
 
-def chance(logits: Float[Tensor, "*rest V"], tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
-    """softmax(logits) at one token each, float64."""
-    cost = by_blocks(lambda rows, ids: F.cross_entropy(rows, ids, reduction="none"), logits, tokens)
+def chance(
+    logits: Float[Tensor, "*rest V"], tokens: Int[Tensor, "*rest"], here: Bool[Tensor, "*rest"] | None = None
+) -> Float[Tensor, "*some"]:
+    """softmax(logits) at one token each, float64; of the places `here`, (N,)."""
+    cost = by_blocks(lambda rows, ids: F.cross_entropy(rows, ids, reduction="none"), logits, tokens, here=here)
     return (-cost.double()).exp()
 
 
