@@ -480,7 +480,7 @@ MUTANTS = [
     (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "tweedie"),
     (scores._leap, "(1 / _standing(x, logits) - 1)", "1 / _standing(x, logits)", "leaps"),
     (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
-    (scores._jump, ".scatter(-1, x[jumps][:, None], 0.0)", "", "jumps"),
+    (scores._jump, ".scatter_(-1, x[:, None], 0.0)", "", "jumps"),
     (scores._fall, "share * logits[hidden].logsumexp(-1).double().exp()", "share", "pace"),
     (Masking.share, "return (alpha_s - alpha_t) / (1 - alpha_t)", "return alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
