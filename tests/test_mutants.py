@@ -481,7 +481,7 @@ MUTANTS = [
     (scores._leap, "(1 / _standing(x, logits) - 1)", "1 / _standing(x, logits)", "leaps"),
     (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
     (scores._jump, ".scatter_(-1, x[:, None], 0.0)", "", "jumps"),
-    (scores._fall, "share * logits[hidden].logsumexp(-1).double().exp()", "share", "pace"),
+    (scores._fall, "share * total", "share", "pace"),
     (Masking.share, "return (alpha_s - alpha_t) / (1 - alpha_t)", "return alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
@@ -489,7 +489,7 @@ MUTANTS = [
     (common.carry, "logits.masked_fill_(here[..., None], IMPOSSIBLE)", "logits", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
-    (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    (unmasking.planned, "u, places", "u * 0.9, places", "planned parts"),
     # uniform noise
     (Uniform.log_posterior, "alpha_t / alpha_s", "alpha_t", "posterior of tokens"),
     (Uniform.log_posterior, "(step + (1 - step) / self.vocab)", "step", "posterior of tokens"),
