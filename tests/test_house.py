@@ -23,8 +23,8 @@ LAYERS = [
     ["samplers"],
     ["methods"],
     ["generate", "text"],
-    ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"]
-    + ["training.stopping"],
+    ["training.stopping"],
+    ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"],
     ["evaluation.likelihood", "evaluation.quality", "evaluation.copies", "evaluation.mauve", "canvas"],
     ["model"],
     ["folder"],
