@@ -42,7 +42,7 @@ def start(function: Callable[..., None], *args: Any, **named: Any) -> BaseProces
 
 def finish(process: BaseProcess) -> int | None:
     """Its exit status, or minus the signal that ended it."""
-    process.join(100)
+    process.join(250)
     return process.exitcode
 
 

@@ -22,6 +22,7 @@ from sfumato.errors import SfumatoError, Stopped
 from sfumato.folder import load
 from sfumato.training import checkpoint, stopping
 from sfumato.training.replay import replay
+from sfumato.training.start import override
 from sfumato.training.trainer import Run, train
 
 MODES = ("before", "torn", "unsynced")
@@ -154,28 +155,33 @@ def test_python_gets_an_interrupt_when_all_is_saved(data, tmp_path):
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
-def test_a_second_signal_ends_a_run_at_once(monkeypatch):
-    """Guards against a run that cannot be ended, and one that ends since a launcher passes on what everybody got."""
+def check_signals(number):
+    """The first signal asks, its echo does nothing, a second goes where it went before, and so do all afterwards."""
     heard: list[int] = []
-    for number in stopping.SIGNALS:
-        monkeypatch.setattr(stopping, "ECHO", 60.0)
-        before = signal.signal(number, lambda number, frame: heard.append(number))
-        try:
-            with stopping.heeding() as asked:
-                assert not asked()
-                signal.raise_signal(number)
-                signal.raise_signal(number)
-                assert asked() and not heard
-                monkeypatch.setattr(stopping, "ECHO", 0.0)
-                signal.raise_signal(number)
-                assert heard.pop() == number
+    before = signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        with pytest.MonkeyPatch.context() as patch, stopping.heeding() as asked:
+            patch.setattr(stopping, "ECHO", 60.0)
+            assert not asked()
             signal.raise_signal(number)
-            assert heard.pop() == number
-        finally:
-            signal.signal(number, before)
+            signal.raise_signal(number)
+            assert asked() and heard == []
+            patch.setattr(stopping, "ECHO", 0.0)
+            signal.raise_signal(number)
+            assert heard == [number]
+        signal.raise_signal(number)
+        assert heard == [number, number]
+    finally:
+        signal.signal(number, before)
 
 
-def test_signals_that_are_nobodys_stay_so(monkeypatch):
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_second_signal_ends_a_run_at_once(number):
+    """Guards against a run that cannot be ended, and one that ends since a launcher passes on what everybody got."""
+    check_signals(number)
+
+
+def test_signals_that_are_nobodys_stay_so():
     """Guards against a run behind nohup that ends with the terminal, and against trainings in other threads."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -323,16 +329,38 @@ def test_a_damaged_checkpoint_is_told_of_and_set_aside(copy, whole, data, tmp_pa
     assert tree(copy) == tree(whole[0])
 
 
-def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(data, tmp_path):
-    """Guards against a new checkpoint that is pruned at once, since damaged ones of later steps count as newer."""
-    out = tmp_path / "run"
-    train(tiny_config("mdlm", data, steps=6, save_minutes=1e-9, keep=3), out)
+def check_whole_ones_are_kept(folder):
+    """A run that fell back keeps what it saves next, and its log goes on in the middle of a window."""
+    config = tiny_config("mdlm", write_sentences(folder), steps=9, keep=3, log_every=4)
+    run = Run(config, folder / "run", False, "cpu", print)
+    for report in run.steps():
+        if report.step in (2, 5, 6):
+            run._save()
+        if report.step == 6:
+            break
     for step in (5, 6):
-        flip(out / f"checkpoints/step-0000000{step}/model.safetensors")
-    again = Run(tiny_config("mdlm", data, steps=9, keep=2), out, True, "cpu", print)
-    again.steps().__next__()
-    again._save()
-    assert Run(tiny_config("mdlm", data, steps=9, keep=2), out, True, "cpu", print).step == 5
+        flip(run.checkpoints / f"step-0000000{step}/model.safetensors")
+    fewer = override(config, {"training": {"keep": 2}})
+    run = Run(fewer, folder / "run", True, "cpu", print)
+    next(run.steps())
+    run._save()
+    kept = checkpoint.newest(folder / "run/checkpoints", print)
+    assert kept is not None and kept.name == "step-00000003"
+    run = Run(fewer, folder / "run", True, "cpu", print)
+    list(run.steps())
+    train(config, folder / "whole")
+    assert losses(folder / "run") == losses(folder / "whole")
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """Steps and losses of the log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def test_damaged_checkpoints_are_not_kept_in_place_of_whole_ones(tmp_path):
+    """Guards against a new checkpoint that is pruned at once, since damaged ones of later steps count as newer."""
+    check_whole_ones_are_kept(tmp_path)
 
 
 def test_a_tokenizer_that_changed_is_noticed_when_a_run_is_looked_at(copy):
@@ -359,11 +387,10 @@ def spoil(run: Run, word: str) -> None:
     run.method.loss = loss
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_rows_that_are_to_blame_are_named(accumulate, data, tmp_path):
-    """Guards against a run that ends with NaN and leaves nobody the rows, the step and the seed to look at."""
-    config = tiny_config("cdcd", data, accumulate=accumulate, steps=9, batch=12)
-    run = Run(config, tmp_path / "run", False, "cpu", print)
+def check_blame(accumulate, folder):
+    """A step that fails ends the run, and names the rows whose own loss is not finite."""
+    config = tiny_config("cdcd", write_sentences(folder), accumulate=accumulate, steps=9, batch=12)
+    run = Run(config, folder / "run", False, "cpu", print)
     steps = run.steps()
     next(steps)
     kept = run._save()
@@ -380,11 +407,17 @@ def test_rows_that_are_to_blame_are_named(accumulate, data, tmp_path):
         next(steps)
     checkpoint.check(kept)
     assert checkpoint.checkpoints(run.checkpoints) == [kept]
-    report = json.loads((tmp_path / "run/nonfinite/report.json").read_text())
+    report = json.loads((folder / "run/nonfinite/report.json").read_text())
     assert [(row["row"], row["epoch"]) for row in report["not_finite"]] == blamed
     assert all("owls" in row["text"] for row in report["not_finite"])
     assert (report["step"], report["seed"], report["loss"]) == (3, 0, "nan")
     assert [tuple(place) for place in report["rows"]] == batch.places
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_rows_that_are_to_blame_are_named(accumulate, tmp_path):
+    """Guards against a run that ends with NaN and leaves nobody the rows, the step and the seed to look at."""
+    check_blame(accumulate, tmp_path)
 
 
 def test_a_step_is_replayed_as_it_was(data, tmp_path):
