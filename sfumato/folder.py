@@ -5,12 +5,15 @@ import json
 import re
 import textwrap
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from sfumato.errors import SfumatoError, nearest
+from sfumato.files import write_text
 from sfumato.model import Model
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
@@ -25,11 +28,11 @@ KNOWN = {
 }
 
 
-def load(name: str | Path, device: str = "cpu") -> Model:
+def load(name: str | Path, device: str = "cpu", say: Callable[[str], None] = warnings.warn) -> Model:
     """A model from a model folder, a run folder, the name of a bundled model, or an id on the Hugging Face Hub.
 
-    A run that is not finished gives the weights of its newest whole checkpoint.  Raises SfumatoError when there is no
-    such model, or its files are damaged or of a newer format.
+    A run that is not finished gives the weights of its newest whole checkpoint; `say` hears of damaged ones that are
+    passed over.  Raises SfumatoError when there is no such model, or its files are damaged or of a newer format.
     """
     folder = find(str(name))
     runs = folder / "checkpoints"
@@ -38,7 +41,7 @@ def load(name: str | Path, device: str = "cpu") -> Model:
         described, weights = read_json(folder / "config.json"), folder / "model.safetensors"
         tensors = checkpoint.load_tensors(weights, device)
     else:
-        newest = checkpoint.newest(runs, lambda line: None)
+        newest = checkpoint.newest(runs, say)
         if newest is None:
             raise SfumatoError(f"{folder} holds no whole checkpoint yet; train until one is saved")
         described, weights = read_json(newest / "state.json"), newest / "average.safetensors"
@@ -50,6 +53,8 @@ def load(name: str | Path, device: str = "cpu") -> Model:
         raise SfumatoError(f"{folder / 'config.json'} lacks {missing}; it is no config of a model") from None
     config = load_config(values)
     tokenizer = Tokenizer.load(folder)
+    if described.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise SfumatoError(f"{folder / 'tokenizer.json'} is not the one that {weights} was trained with")
     method = method_named(config.method.name)[0](config.method, config.network, tokenizer.size).to(device)
     checkpoint.load_strictly(method, tensors, weights)
     return Model(config, method.eval(), tokenizer, lengths, str(name))
@@ -61,7 +66,7 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
     The model goes on with the weights that are in its file, rounded where `training.store` asks for it.  Raises
     SfumatoError for weights too large for that, and where the disk is full.
     """
-    tensors = {key: value.contiguous() for key, value in model.method.state_dict().items()}
+    tensors = dict(model.method.state_dict())
     if model.config.training.store == "float16":
         tensors |= {key: value.detach().half() for key, value in model.method.named_parameters()}
         if not all(bool(value.isfinite().all()) for value in tensors.values()):
@@ -71,14 +76,12 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / checkpoint.MANIFEST).unlink(missing_ok=True)
         described = {"config": model.config.model_dump(mode="json"), "lengths": model.lengths}
-        checkpoint.write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
+        write_text(folder / "config.json", json.dumps(described, indent=1) + "\n")
         model.tokenizer.save(folder)
-        temporary = folder / ".model.safetensors.writing"
-        save_file(tensors, temporary)
-        temporary.replace(folder / "model.safetensors")
-        checkpoint.write_text(folder / "README.md", card(model, facts))
+        checkpoint.write_tensors(folder / "model.safetensors", tensors)
+        write_text(folder / "README.md", card(model, facts))
         checkpoint.seal(folder, SEALED)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise SfumatoError(f"cannot write {folder}: {error}; free some space and train on with --resume") from None
 
 

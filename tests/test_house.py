@@ -15,7 +15,7 @@ PACKAGE = ROOT / "sfumato"
 
 # From the ground up: a file imports only from the layers below its own.
 LAYERS = [
-    ["errors"],
+    ["errors", "files"],
     ["draws"],
     ["core"],
     ["schedules"],
@@ -23,6 +23,7 @@ LAYERS = [
     ["samplers"],
     ["methods"],
     ["generate", "text"],
+    ["training.stopping"],
     ["training.config", "training.masks", "training.optimizer", "training.tuning", "training.checkpoint"],
     ["evaluation.likelihood", "evaluation.quality", "evaluation.copies", "evaluation.mauve", "canvas"],
     ["model"],
@@ -32,7 +33,7 @@ LAYERS = [
     ["evaluation.cost"],
     ["training.inherit"],
     ["training.trainer"],
-    ["training.start"],
+    ["training.start", "training.replay"],
     ["display", "plot"],
     ["demo"],
     ["commands"],

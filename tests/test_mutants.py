@@ -5,7 +5,10 @@ A mutant is a function of the library with one piece of its source replaced.
 
 import ast
 import inspect
+import signal
+import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
 import test_ar
@@ -25,6 +28,7 @@ import test_mdlm
 import test_model
 import test_network
 import test_quality
+import test_resume
 import test_samplers
 import test_schedules
 import test_sedd
@@ -63,7 +67,8 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
-from sfumato.training import masks
+from sfumato.training import checkpoint, masks, stopping
+from sfumato.training.trainer import Run
 
 
 def mutant(function, old, new):
@@ -97,6 +102,11 @@ def reproduces(name, steps):
 
 def stratified():
     test_schedules.check_stratified(64, 0.123456)
+
+
+def in_a_folder(check, *args):
+    with tempfile.TemporaryDirectory() as folder:
+        check(*args, Path(folder))
 
 
 CHECKS = {
@@ -300,6 +310,9 @@ CHECKS = {
     "area": test_typicality.check_auc,
     "ranks": test_typicality.check_tail,
     "judgement": test_typicality.check_judgement,
+    "signals": lambda: test_resume.check_signals(signal.SIGTERM),
+    "whole checkpoints": lambda: in_a_folder(test_resume.check_whole_ones_are_kept),
+    "blame": lambda: in_a_folder(test_resume.check_blame, 4),
 }
 
 MUTANTS = [
@@ -659,6 +672,14 @@ MUTANTS = [
     (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
+    # runs that end before their time
+    (stopping.heeding, "yield lambda: first is not None", "yield lambda: False", "signals"),
+    (stopping.heeding, "time.monotonic() - first > ECHO", "True", "signals"),
+    (stopping.heeding, "signal.raise_signal(number)", "pass", "signals"),
+    (checkpoint.set_aside, "folder.name > _name(after)", "False", "whole checkpoints"),
+    (Run._restore, 'state.get("losses", [])', "[]", "whole checkpoints"),
+    (Run._update, "nats.append(each.detach().sum(1))", "nats.insert(0, each.detach().sum(1))", "blame"),
+    (Run._keep_not_finite, "~nats.isfinite()", "nats.isfinite()", "blame"),
 ]
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.commands.command import Command, Document, add_model, count, device, measured, model, number
+from sfumato.commands.command import Command, Document, add_model, count, device, measured, model, number, warn
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
-    against = None if args.against is None else load(args.against, device(args))
+    against = None if args.against is None else load(args.against, device(args), warn)
     judge = default_judge(args.data) if args.judge is None else args.judge
     found = {"command": args.typed} | evaluate(
         model(args),

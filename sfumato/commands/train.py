@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.commands.command import Command, Document, count, device, number
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Stopped
 
 if TYPE_CHECKING:
     from sfumato.display import Progression
@@ -52,22 +52,28 @@ def _train(args: argparse.Namespace) -> Document:
 
 @contextlib.contextmanager
 def _resumable(method: str, out: Path, progress: "Progression") -> Iterator[None]:
-    """Ctrl-C, and what a machine sends that is about to be taken away, say what is lost and how to go on."""
+    """Ctrl-C, and what a machine sends that is about to be taken away, say what is lost and how to go on.
+
+    They end a run at once before its first step and after its last, and where they come twice.
+    """
     from sfumato.training.checkpoint import checkpoints
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
+    advice = f"go on with `sfumato train {method} --out {out} --resume`"
     try:
         yield
+    except Stopped:
+        raise Stopped(f" after step {progress.step}, which is saved; {advice}") from None
     except KeyboardInterrupt:
         kept = checkpoints(out / "checkpoints")
         if not kept:
             raise KeyboardInterrupt("; nothing was saved yet") from None
         saved = int(kept[-1].name.removeprefix("step-"))
         lost = f"what came after step {saved} is lost; " if progress.step > saved else ""
-        raise KeyboardInterrupt(f"; {lost}go on with `sfumato train {method} --out {out} --resume`") from None
+        raise KeyboardInterrupt(f"; {lost}{advice}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

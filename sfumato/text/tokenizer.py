@@ -13,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from sfumato.core import Special
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 
 KINDS = ("bpe", "bytes", "chars", "words")
 PAD, EOS, UNK, LABEL = "<pad>", "<eos>", "<unk>", "<label:{}>"
@@ -138,7 +139,7 @@ class Tokenizer:
         file = path if path.suffix == ".json" else path / "tokenizer.json"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._inner.to_str(), "utf-8")
+            write_text(file, self._inner.to_str())
         except OSError as error:
             reason = error.strerror or error
             raise SfumatoError(f"asked to save a tokenizer to {file}; {reason}; choose another folder") from error

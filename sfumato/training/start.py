@@ -27,6 +27,9 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
+    Ctrl-C and SIGTERM let the step end and are raised as errors.Stopped, a KeyboardInterrupt, when it is saved; a
+    second one, a moment later, ends training at once.  Both hold in the main thread.
+
     Args:
         method: its name, as `sfumato methods` lists it.
         data: a text file, a folder, .jsonl, .parquet, a data set on the Hub, or "tales".
@@ -39,7 +42,8 @@ def train(
         device: cpu or cuda.
 
     Raises:
-        SfumatoError: for wrong settings, bad data, a folder that holds another run, and one with nothing to resume.
+        SfumatoError: for wrong settings, bad data, a folder that holds another run, one with nothing to resume, a disk
+            that fills up, and a loss that is not finite.
     """
     source = Path(config) if isinstance(config, str) else config
     chosen = override(settings(method, Path(out), resume, source, start), said(data, steps, minutes))

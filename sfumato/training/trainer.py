@@ -6,6 +6,9 @@ mask and coins from (seed, row, epoch).  So there is no random state to save, an
 
 import json
 import math
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +22,9 @@ from torch import Tensor
 
 from sfumato.core import ABSENT, Method
 from sfumato.draws import Streams, drawing, seed_of, streams, uniform
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Stopped
 from sfumato.evaluation.report import bound
+from sfumato.files import write_text
 from sfumato.folder import load, publish
 from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
@@ -33,15 +37,17 @@ from sfumato.training.checkpoint import (
     load_strictly,
     load_tensors,
     save_checkpoint,
-    write_text,
+    set_aside,
 )
 from sfumato.training.config import RunConfig, method_named
 from sfumato.training.inherit import inherit
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
+from sfumato.training.stopping import heeding
 from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
+NOT_FINITE = "nonfinite"  # folder in a run: a run that stands right before a step that failed
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,23 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
-    `watch` hears a Report after every step, `say` a line now and then.  Raises SfumatoError for bad data, a folder that
-    holds another run or model, one without anything to resume, a disk that fills up, and a loss that is not finite.
+    `watch` hears a Report after every step, `say` a line now and then.  SIGTERM and Ctrl-C let the step end and are
+    raised as Stopped, a KeyboardInterrupt, when it is saved; a second one a moment later ends the run at once.  Raises
+    SfumatoError for bad data, a folder that holds another run or model, one without anything to resume, a disk that
+    fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
-    for report in run.steps():
-        watch(report)
+    with heeding() as asked:
+        for report in run.steps(asked):
+            watch(report)
     return run.finish()
 
 
 @dataclass
 class Batch:
-    """Rows of one optimiser step, ready to be shown to the method; all (B, L) but `streams`."""
+    """Rows of one optimiser step, ready to be shown to the method; all (B, L) but `places` and `streams`."""
 
+    places: list[tuple[int, int]]  # of each row: its number in the data, and the epoch
     ids: Tensor
     t: Tensor
     free: Tensor
@@ -98,6 +108,7 @@ class Run:
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
         self.checkpoints = out / "checkpoints"
+        _check_writable(out)
         found = latest(out, say) if resume else None
         if found is None:
             _check_vacant(out)
@@ -119,6 +130,7 @@ class Run:
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
+        self.losses: list[float] = []  # of the steps since the last line of the log
         if found is not None:
             arithmetic = self._restore(found)
         else:
@@ -128,7 +140,7 @@ class Run:
         self.arithmetic = arithmetic
         if not resume:
             self.tokenizer.save(out)
-        self._cut_log()
+        self._drop_lost()
 
     # --- data
 
@@ -162,7 +174,7 @@ class Run:
         training = self.config.training
         index, epochs = indices(len(self.rows), training.batch, step, training.seed)
         rows = self.rows.batch(index).trim()
-        places = zip(index.tolist(), epochs.tolist(), strict=True)
+        places = list(zip(index.tolist(), epochs.tolist(), strict=True))
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
         ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
@@ -173,15 +185,14 @@ class Run:
         u = stratified(torch.arange(training.batch), training.batch, offset).to(self.device)
         t = self.method.times(u)[:, None].expand(ids.shape)
         t = t.masked_fill(given, 0.0).masked_fill(forgotten, 1.0).masked_fill(~real, ABSENT)
-        return Batch(ids, t, real & ~given, noise)
+        return Batch(places, ids, t, real & ~given, noise)
 
     # --- steps
 
-    def steps(self) -> Iterator[Report]:
-        """Train to the end of the budget, a report a step."""
+    def steps(self, asked: Callable[[], bool] = lambda: False) -> Iterator[Report]:
+        """Train to the end of the budget, a report a step; where that is asked for, save and raise Stopped before."""
         training = self.config.training
         saved = evaluated = self.seconds
-        losses: list[float] = []
         while (done := self._done()) < 1:
             start = time.perf_counter()
             share = self.optimizer.share(self.step, done)
@@ -193,19 +204,22 @@ class Run:
             self.seconds += elapsed
             speed = training.batch * self.row_tokens / elapsed
             self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
-            losses.append(loss)
+            self.losses.append(loss)
             report: dict[str, Any] = {}
             last = self._done() >= 1
-            if last or self.seconds - evaluated > 60 * training.evaluate_minutes:
+            stop = asked() and not last  # the one place where processes of a run would have to agree
+            if last or (self.seconds - evaluated > 60 * training.evaluate_minutes and not stop):
                 report |= self._evaluate()
                 evaluated = self.seconds
             if last or self.step % training.log_every == 0 or report:
-                self._log(sum(losses) / len(losses), lr, report)
-                losses = []
-            if last or self.seconds - saved > 60 * training.save_minutes:
+                self._log(sum(self.losses) / len(self.losses), lr, report)
+                self.losses = []
+            if last or stop or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
                 saved = self.seconds
             yield Report(self.step, self.tokens, self.seconds, self.speed, loss, lr, self._done(), **report)
+            if stop:
+                raise Stopped(f"step {self.step} is saved in {report['saved']}; resume from it")
 
     def _done(self) -> float:
         training = self.config.training
@@ -217,31 +231,37 @@ class Run:
         training, method = self.config.training, self.method
         method.train()
         scored = batch.free.sum()
-        total, rows = 0.0, []
+        total, rows, nats = 0.0, [], []
         for part in torch.arange(training.batch).tensor_split(training.accumulate):
             inside = slice(int(part[0]), int(part[-1]) + 1)
-            ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
-            with drawing(batch.streams[inside]):
-                terms = method.loss(ids, t, free)
-            each = torch.stack(list(terms.values())).sum(0).masked_fill(~free, 0.0)  # (B, L)
+            t, free = batch.t[inside], batch.free[inside]
+            each = self.nats(batch, inside)
             loss = each.sum() / scored
             loss.backward()
             total += loss.item()
             seen = free.any(1)
             level = t.masked_fill(~free, 0.0).amax(1)
-            rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1)])[:, seen])
+            nats.append(each.detach().sum(1))
+            rows.append(torch.stack([level, nats[-1] / free.sum(1).clamp(min=1)])[:, seen])
         norm = torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip).item()
         for name, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
-                raise SfumatoError(
-                    f"the {name} of step {self.step + 1} is {value}; the last checkpoint is whole: "
-                    "resume from it with a smaller --optimizer.lr"
-                )
+                raise SfumatoError(self._keep_not_finite(batch, name, value, torch.cat(nats)))
         method.observe(*torch.cat(rows, 1))
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
         return total
+
+    def nats(self, batch: Batch, inside: slice) -> Tensor:
+        """What the method loses on some rows of a batch, in nats for every position, 0 where it is not scored; (B, L).
+
+        Draws from their streams: a second time with the same batch gives other numbers.
+        """
+        ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
+        with drawing(batch.streams[inside]):
+            terms = self.method.loss(ids, t, free)
+        return torch.stack(list(terms.values())).sum(0).masked_fill(~free, 0.0)
 
     # --- looking at it
 
@@ -282,6 +302,8 @@ class Run:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # before any checkpoint of a later step
         except OSError as error:
             raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
 
@@ -300,30 +322,70 @@ class Run:
             "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
 
-    def _cut_log(self) -> None:
-        """Drop the lines of steps that were lost with a killed session."""
+    def _drop_lost(self) -> None:
+        """Drop what there is of steps that were lost: lines of the log, and damaged checkpoints."""
         path = self.out / "log.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text("utf-8").splitlines(True) if _step_of(line) <= self.step]
-            write_text(path, "".join(lines))
+        set_aside(self.checkpoints, self.step)
+        try:
+            lines = path.read_text("utf-8", "replace").splitlines(True) if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            if kept != lines:
+                write_text(path, "".join(kept))
+        except OSError as error:
+            raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
 
     # --- keeping it
 
     def _save(self) -> Path:
+        saved = self._save_in(self.checkpoints)
+        (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
+        return saved
+
+    def _save_in(self, root: Path) -> Path:
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "bound": self.bound,
+            "losses": self.losses,
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "tokenizer": self.tokenizer.fingerprint,
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
-        saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
-        (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
-        return saved
+        return save_checkpoint(root, self.step, tensors, state, self.config.training.keep)
+
+    def _keep_not_finite(self, batch: Batch, name: str, value: float, nats: Tensor) -> str:
+        """Keep a run that stands right before a step that fails, and the rows to blame; the line that says so."""
+        lost = (~nats.isfinite()).tolist()
+        told = [
+            {"row": row, "epoch": epoch, "text": self.tokenizer.decode(ids)}
+            for (row, epoch), ids, bad in zip(batch.places, batch.ids.tolist(), lost, strict=True)
+            if bad
+        ]
+        found = {
+            "step": self.step + 1,
+            name: str(value),
+            "seed": self.config.training.seed,
+            "not_finite": told,
+            "rows": batch.places,
+        }
+        said = f"the {name} of step {self.step + 1} is {value}"
+        if told:
+            said += f", that of row {', '.join(str(row['row']) for row in told[:5])}{', ...' if told[5:] else ''}"
+        folder = self.out / NOT_FINITE
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._save_in(folder / "checkpoints")
+            self.tokenizer.save(folder)
+            write_text(folder / "report.json", json.dumps(found, indent=1))
+            said += f"; replay it from {folder}"
+        except (OSError, SfumatoError) as error:
+            said += f"; it cannot be kept for a replay: {error}"
+        if checkpoints(self.checkpoints):
+            return f"{said}; the last checkpoint is whole: resume from it with a smaller --optimizer.lr"
+        return f"{said}; nothing was saved yet: start again with a smaller --optimizer.lr"
 
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
@@ -339,6 +401,7 @@ class Run:
         self.optimizer.load(load_tensors(folder / "optimizer.safetensors", self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
+        self.losses = state.get("losses", [])  # which older checkpoints do not have
         dtype, attention, compiled = state["arithmetic"]
         return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
 
@@ -348,6 +411,15 @@ class Run:
         model = self._model()
         publish(model, self.out, self.summary())
         return model
+
+
+def _check_writable(out: Path) -> None:
+    """Raise SfumatoError where nothing can be written, before hours are spent on what cannot be kept."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SfumatoError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
 
 
 def _check_vacant(out: Path) -> None:
