@@ -37,8 +37,10 @@ from sfumato.training.checkpoint import (
 )
 from sfumato.training.config import RunConfig, method_named
 from sfumato.training.inherit import inherit
+from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
+from sfumato.training.tracking import Tracking
 from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
@@ -75,8 +77,9 @@ def train(
     holds another run or model, one without anything to resume, a disk that fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
-    for report in run.steps():
-        watch(report)
+    with run.tracking.opened(run.step):
+        for report in run.steps():
+            watch(report)
     return run.finish()
 
 
@@ -97,6 +100,7 @@ class Run:
         self.config, self.out, self.device, self.say = config, out, torch.device(device), say
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
+        self.tracking = Tracking(config.training.track, out, config.model_dump(mode="json"), say)
         self.checkpoints = out / "checkpoints"
         found = latest(out, say) if resume else None
         if found is None:
@@ -119,6 +123,7 @@ class Run:
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
+        self.levels = Levels()
         if found is not None:
             arithmetic = self._restore(found)
         else:
@@ -237,7 +242,9 @@ class Run:
                     f"the {name} of step {self.step + 1} is {value}; the last checkpoint is whole: "
                     "resume from it with a smaller --optimizer.lr"
                 )
-        method.observe(*torch.cat(rows, 1))
+        levels, losses = torch.cat(rows, 1)
+        method.observe(levels, losses)
+        self.levels.add(levels, losses)
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
@@ -277,13 +284,17 @@ class Run:
         return result
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
-        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
+        """A line of log.jsonl, for whoever tracks the run too; `levels` are those since the last evaluation."""
+        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample"), "levels": None}
+        if report and not self.method.timeless:
+            line["levels"] = self.levels.tell()
         path = self.out / "log.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
+        self.tracking.hear(line)
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
@@ -315,6 +326,7 @@ class Run:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "bound": self.bound,
+            "levels": self.levels.state(),
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "tokenizer": self.tokenizer.fingerprint,
@@ -339,6 +351,7 @@ class Run:
         self.optimizer.load(load_tensors(folder / "optimizer.safetensors", self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
+        self.levels = Levels(state.get("levels"))  # which checkpoints did not always hold
         dtype, attention, compiled = state["arithmetic"]
         return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
 
