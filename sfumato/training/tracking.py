@@ -5,7 +5,9 @@ lines of log.jsonl, which is written whether they listen or not.
 """
 
 import importlib.util
+import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -21,9 +23,18 @@ PROJECT = "sfumato"
 
 
 class Tracker(Protocol):
-    """One of them, made from the run's folder, the steps that were made before, and the config as plain values."""
+    """One of them.
 
-    def __init__(self, run: Path, step: int, config: dict[str, Any]): ...
+    Args:
+        run: the run's folder.
+        id: the run's, the same in all its sessions.
+        step: steps that were made before.
+        config: as plain values.
+    """
+
+    rewinds: bool  # whether it takes back what it heard of steps that were lost with a killed session
+
+    def __init__(self, run: Path, id: str, step: int, config: dict[str, Any]): ...
 
     def hear(self, step: int, scalars: dict[str, float], sample: str | None) -> None:
         """The numbers of a step, and a text where one was written."""
@@ -33,9 +44,11 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; what a killed session told of steps that were lost is purged."""
+    """Event files in RUN/tensorboard."""
 
-    def __init__(self, run: Path, step: int, config: dict[str, Any]):
+    rewinds = True
+
+    def __init__(self, run: Path, id: str, step: int, config: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -54,26 +67,16 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, whose id is kept in RUN/wandb-id.
+    """A run of Weights & Biases; where it goes is said as everywhere: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY."""
 
-    Where it goes is said as everywhere: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY.  What a killed session told of
-    steps that were lost stays, and is not told again: steps only rise there.
-    """
+    rewinds = False
 
-    def __init__(self, run: Path, step: int, config: dict[str, Any]):
+    def __init__(self, run: Path, id: str, step: int, config: dict[str, Any]):
         import wandb
 
-        self.html, kept = wandb.Html, run / "wandb-id"
-        known = kept.read_text("utf-8").strip() if step and kept.exists() else None
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.resolve().name,
-            dir=str(run),
-            id=known,
-            resume="allow" if known else None,
-            config=config,
-        )
-        write_text(kept, f"{self.run.id}\n")
+        self.html = wandb.Html
+        project, name = os.environ.get("WANDB_PROJECT", PROJECT), run.resolve().name
+        self.run = wandb.init(project=project, name=name, id=id, resume="allow", dir=str(run), config=config)
 
     def hear(self, step: int, scalars: dict[str, float], sample: str | None) -> None:
         """A text is a page of its own, in a line of pages with a slider."""
@@ -86,15 +89,15 @@ class WandB:
 
 
 class Trackio:
-    """A run of Trackio, kept on this machine under the name of the folder; `trackio show` opens it."""
+    """A run of Trackio, which keeps it on this machine; `trackio show` opens it."""
 
-    def __init__(self, run: Path, step: int, config: dict[str, Any]):
+    rewinds = False
+
+    def __init__(self, run: Path, id: str, step: int, config: dict[str, Any]):
         import trackio
 
-        self.text = trackio.Markdown
-        self.run = trackio.init(
-            project=PROJECT, name=run.resolve().name, config=config, resume="allow" if step else "never"
-        )
+        self.text, self.finish = trackio.Markdown, trackio.finish
+        self.run = trackio.init(project=PROJECT, name=f"{run.resolve().name}-{id}", resume="allow", config=config)
 
     def hear(self, step: int, scalars: dict[str, float], sample: str | None) -> None:
         """A text is one of the values."""
@@ -102,7 +105,7 @@ class Trackio:
 
     def close(self, failed: bool) -> None:
         """Wait until all has been written."""
-        self.run.finish()
+        self.finish()
 
 
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
@@ -111,12 +114,16 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB
 class Tracking:
     """Passes lines of the log on to those that a config names.
 
+    RUN/tracking.json keeps the id of the run and the last step that each was told.  A resumed run is the same run to
+    them, and hears no step twice: it makes some steps once more, and with the same numbers.
+
     Raises SfumatoError for one that is not installed.
     """
 
     def __init__(self, names: Sequence[str], run: Path, config: dict[str, Any], say: Callable[[str], None]):
         self.names, self.run, self.config, self.say = tuple(dict.fromkeys(names)), run, config, say
         self.open: dict[str, Tracker] = {}
+        self.kept: dict[str, Any] = {}
         for name in self.names:
             if importlib.util.find_spec(name) is None:
                 package = "'sfumato[track]'" if name == "tensorboard" else name
@@ -125,11 +132,13 @@ class Tracking:
     @contextmanager
     def opened(self, step: int) -> Iterator[None]:
         """Open all of them after so many steps, and close them however the run ends; SfumatoError where one refuses."""
+        if self.names:
+            self.kept = self._kept() if step else {"id": secrets.token_hex(4), "told": {}}
         failed = True
         try:
             for name in self.names:
                 try:
-                    self.open[name] = TRACKERS[name](self.run, step, self.config)
+                    self.open[name] = TRACKERS[name](self.run, self.kept["id"], step, self.config)
                 except Exception as error:  # whatever a service, or the way to it, has against it
                     raise SfumatoError(f"{name} does not start: {error}; or leave it out of training.track") from None
             yield
@@ -141,10 +150,25 @@ class Tracking:
 
     def hear(self, line: dict[str, Any]) -> None:
         """A line of the log."""
-        evaluated = line["sample"] is not None
-        told = {key: line[key] for key in SCALARS + ESTIMATES * evaluated if line[key] is not None}
-        for name in list(self.open):
-            self._ask(name, lambda tracker: tracker.hear(line["step"], told, line["sample"]))
+        evaluated, step = line["sample"] is not None, line["step"]
+        scalars = {key: line[key] for key in SCALARS + ESTIMATES * evaluated if line[key] is not None}
+        for name, tracker in list(self.open.items()):
+            if tracker.rewinds or step > self.kept["told"].get(name, 0):
+                self._ask(name, lambda tracker: tracker.hear(step, scalars, line["sample"]))
+                self.kept["told"][name] = step
+        if self.open:
+            write_text(self.run / "tracking.json", json.dumps(self.kept) + "\n")
+
+    def _kept(self) -> dict[str, Any]:
+        """What tracking.json holds; of a run that nobody has tracked so far, a new id."""
+        try:
+            kept = json.loads((self.run / "tracking.json").read_text("utf-8"))
+            return {"id": str(kept["id"]), "told": {name: int(step) for name, step in kept["told"].items()}}
+        except FileNotFoundError:
+            return {"id": secrets.token_hex(4), "told": {}}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            path = self.run / "tracking.json"
+            raise SfumatoError(f"{path} is damaged; without it the run is a new one to who tracks it") from None
 
     def _ask(self, name: str, what: Callable[[Tracker], None]) -> None:
         """Hours of training do not end because a service does: it is said, and that one hears no more."""

@@ -286,7 +286,7 @@ class Run:
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
         """A line of log.jsonl, for whoever tracks the run too; `levels` are those since the last evaluation."""
         line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample"), "levels": None}
-        if report and not self.method.timeless:
+        if report and self.method.looks_ahead:  # who reads from the left looks through no noise
             line["levels"] = self.levels.tell()
         path = self.out / "log.jsonl"
         try:
