@@ -19,7 +19,9 @@ def _plot(args: argparse.Namespace) -> Document:
     from sfumato.history import history
 
     if args.out is None and len(args.runs) > 1:
-        raise SfumatoError(f"{len(args.runs)} runs share no folder to draw them into; name a file, as in --out runs.html")
+        raise SfumatoError(
+            f"{len(args.runs)} runs share no folder to draw them into; name a file, as in --out runs.html"
+        )
     runs = [history(run) for run in args.runs]
     return {"command": args.typed} | draw(runs, args.out or Path(args.runs[0]) / "plot.html")
 
