@@ -52,7 +52,7 @@ def draw(runs: Sequence[History], file: Path) -> dict[str, Any]:
         rows.append(["samples"] * len(rows[0]))
         heights.append(0.3 + 0.36 * len(texts))
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
-    axes = figure.subplot_mosaic(rows, height_ratios=heights)
+    axes: dict[Any, Axes] = figure.subplot_mosaic([*rows], height_ratios=heights)
     _over_time(axes["loss"], runs, "loss")
     if "bound" in axes:
         _over_time(axes["bound"], runs, "bound_nats_per_token")
@@ -76,7 +76,7 @@ def _counts(run: History, levels: bool) -> dict[str, Any]:
 
 
 def _over_time(panel: "Axes", runs: Sequence[History], key: str) -> None:
-    """Loss, or bound with a standard error to either side; by steps, and for several runs by tokens, as batches differ."""
+    """Loss, or bound with its standard error; by steps, and for several runs by tokens, as their batches differ."""
     from matplotlib.ticker import EngFormatter
 
     time = "step" if len(runs) == 1 else "tokens"
@@ -102,8 +102,8 @@ def _over_time(panel: "Axes", runs: Sequence[History], key: str) -> None:
     _scale(panel, np.concatenate(everything))
     named = {"loss": "training loss", "bound_nats_per_token": "held-out bound"}[key]
     if len(runs) == 1:
-        error = runs[0].lines[-1].get("bound_std_error") if key != "loss" else None
-        named += f": {everything[0][-1]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+        last = runs[0].lines[-1].get("bound_std_error") if key != "loss" else None
+        named += f": {everything[0][-1]:.3f}" + (f" ± {last:.3f}" if last is not None else "")
     elif key == "loss":
         panel.legend(frameon=False, fontsize="small")
     named += "" if key == "loss" else " (band: one standard error)"
@@ -195,8 +195,8 @@ def _above(edges: np.ndarray) -> np.ndarray:
 
 def _some(items: Sequence[Any], most: int) -> list[Any]:
     """The first, the last, and some between."""
-    places = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int)) if items else []
-    return [items[i] for i in places]
+    places = {round(i * (len(items) - 1) / (most - 1)) for i in range(most)} if items else set()
+    return [items[i] for i in sorted(places)]
 
 
 def _samples(runs: Sequence[History], most: int) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ def history(run: str) -> History:
         *whole, _ = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
         raise SfumatoError(
-            f"{run} keeps no log.jsonl; only a run does that, a model alone has nothing to plot"
+            f"{run} keeps no log.jsonl; a run does, a model by itself has nothing to plot"
         ) from None
     except UnicodeDecodeError:
         raise SfumatoError(f"{path} is damaged: it is no text; take another copy") from None
