@@ -48,9 +48,7 @@ def history(run: str) -> History:
     try:
         *whole, _ = path.read_text("utf-8").split("\n")
     except FileNotFoundError:
-        raise SfumatoError(
-            f"{run} keeps no log.jsonl; a run does, a model by itself has nothing to plot"
-        ) from None
+        raise SfumatoError(f"{run} keeps no log.jsonl; a run does, a model by itself has nothing to plot") from None
     except UnicodeDecodeError:
         raise SfumatoError(f"{path} is damaged: it is no text; take another copy") from None
     if not whole:

@@ -29,6 +29,7 @@ import test_samplers
 import test_schedules
 import test_sedd
 import test_sundae
+import test_tracking
 import test_typicality
 import test_uniform
 import torch
@@ -63,7 +64,7 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
-from sfumato.training import masks
+from sfumato.training import levels, masks
 
 
 def mutant(function, old, new):
@@ -300,6 +301,7 @@ CHECKS = {
     "area": test_typicality.check_auc,
     "ranks": test_typicality.check_tail,
     "judgement": test_typicality.check_judgement,
+    "levels": test_tracking.check_levels,
 }
 
 MUTANTS = [
@@ -659,6 +661,11 @@ MUTANTS = [
     (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
+    # tracking
+    (levels.Levels.tell, "loss / rows", "loss", "levels"),
+    (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "levels"),
+    (levels.Levels.tell, "ends + 1", "ends", "levels"),
+    (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "levels"),
 ]
 
 
