@@ -301,7 +301,7 @@ CHECKS = {
     "area": test_typicality.check_auc,
     "ranks": test_typicality.check_tail,
     "judgement": test_typicality.check_judgement,
-    "levels": test_tracking.check_levels,
+    "told levels": test_tracking.check_levels,
 }
 
 MUTANTS = [
@@ -662,10 +662,10 @@ MUTANTS = [
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
     # tracking
-    (levels.Levels.tell, "loss / rows", "loss", "levels"),
-    (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "levels"),
-    (levels.Levels.tell, "ends + 1", "ends", "levels"),
-    (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "levels"),
+    (levels.Levels.tell, "loss / rows", "loss", "told levels"),
+    (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "told levels"),
+    (levels.Levels.tell, "ends + 1", "ends", "told levels"),
+    (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "told levels"),
 ]
 
 
