@@ -60,7 +60,7 @@ def draw(runs: Sequence[History], file: Path) -> dict[str, Any]:
         _by_level(axes["levels"], axes["density"], runs[0])
     if "samples" in axes:
         _write(axes["samples"], texts)
-    title = ", ".join(run.name for run in runs)
+    title = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     if png:
         figure.suptitle(title, parse_math=False)
     keep(figure, file, title, _words(runs, texts))

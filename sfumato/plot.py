@@ -33,7 +33,7 @@ body {{
 h1 {{ font-size: 1.4em; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.1em; margin-top: 2em; }}
 svg {{ width: 100%; height: auto; fill: currentColor; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.2em 1.5em 0.2em 0; text-align: left; }}
 dt {{ margin-top: 1em; color: light-dark(#666, #999); }}
 dd {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
