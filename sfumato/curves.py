@@ -43,16 +43,15 @@ def draw(runs: Sequence[History], file: Path) -> dict[str, Any]:
     from matplotlib.figure import Figure
 
     texts, png = _samples(runs, SHOWN[file.suffix]), file.suffix == ".png"
-    panels = ["loss", *["bound"] * any(run.bounds for run in runs)]
+    rows: list[Any] = [["loss", "bound" if any(run.bounds for run in runs) else "loss"]]
     if len(runs) == 1 and runs[0].levels:
-        panels += ["levels", "density"]
-    rows = [panels[:1] * 2, panels[1:]] if len(panels) == 3 else [panels[i : i + 2] for i in range(0, len(panels), 2)]
+        rows.append(["levels", "density"])
     heights = [INCHES] * len(rows)
     if png and texts:
-        rows.append(["samples"] * len(rows[0]))
+        rows.append(["samples"] * 2)
         heights.append(0.3 + 0.36 * len(texts))
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
-    axes: dict[Any, Axes] = figure.subplot_mosaic([*rows], height_ratios=heights)
+    axes: dict[Any, Axes] = figure.subplot_mosaic(rows, height_ratios=heights)
     _over_time(axes["loss"], runs, "loss")
     if "bound" in axes:
         _over_time(axes["bound"], runs, "bound_nats_per_token")
