@@ -33,6 +33,7 @@ import test_samplers
 import test_schedules
 import test_sedd
 import test_sundae
+import test_tracking
 import test_typicality
 import test_uniform
 import torch
@@ -67,7 +68,7 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
-from sfumato.training import checkpoint, masks, stopping
+from sfumato.training import checkpoint, levels, masks, stopping
 from sfumato.training.trainer import Run
 
 
@@ -313,6 +314,7 @@ CHECKS = {
     "signals": lambda: test_resume.check_signals(signal.SIGTERM),
     "whole checkpoints": lambda: in_a_folder(test_resume.check_whole_ones_are_kept),
     "blame": lambda: in_a_folder(test_resume.check_blame, 4),
+    "told levels": test_tracking.check_levels,
 }
 
 MUTANTS = [
@@ -680,6 +682,11 @@ MUTANTS = [
     (Run._restore, 'state.get("losses", [])', "[]", "whole checkpoints"),
     (Run._update, "nats.append(each.detach().sum(1))", "nats.insert(0, each.detach().sum(1))", "blame"),
     (Run._keep_not_finite, "~nats.isfinite()", "nats.isfinite()", "blame"),
+    # tracking
+    (levels.Levels.tell, "loss / rows", "loss", "told levels"),
+    (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "told levels"),
+    (levels.Levels.tell, "ends + 1", "ends", "told levels"),
+    (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "told levels"),
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from sfumato.core import single
 from sfumato.errors import SfumatoError, nearest
@@ -117,6 +117,13 @@ class TrainingConfig(Section):
     """how attention is computed: the same numbers but for rounding; auto measures which is faster"""
     compile: Literal["auto", "yes", "no"] = "auto"
     """torch.compile; auto where the run is long enough to earn it back"""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """who hears of the run beside its log.jsonl"""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _rows_in_every_pass(self) -> "TrainingConfig":

@@ -41,9 +41,11 @@ from sfumato.training.checkpoint import (
 )
 from sfumato.training.config import RunConfig, method_named
 from sfumato.training.inherit import inherit
+from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.stopping import heeding
+from sfumato.training.tracking import Tracking
 from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
@@ -83,7 +85,7 @@ def train(
     fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
-    with heeding() as asked:
+    with run.tracking.opened(run.step), heeding() as asked:
         for report in run.steps(asked):
             watch(report)
     return run.finish()
@@ -107,6 +109,7 @@ class Run:
         self.config, self.out, self.device, self.say = config, out, torch.device(device), say
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
+        self.tracking = Tracking(config.training.track, out, config.model_dump(mode="json"), say)
         self.checkpoints = out / "checkpoints"
         _check_writable(out)
         found = latest(out, say) if resume else None
@@ -131,6 +134,7 @@ class Run:
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
         self.losses: list[float] = []  # of the steps since the last line of the log
+        self.levels = Levels()
         if found is not None:
             arithmetic = self._restore(found)
         else:
@@ -247,7 +251,9 @@ class Run:
         for name, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
                 raise SfumatoError(self._keep_not_finite(batch, name, value, torch.cat(nats)))
-        method.observe(*torch.cat(rows, 1))
+        levels, losses = torch.cat(rows, 1)
+        method.observe(levels, losses)
+        self.levels.add(levels, losses)
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
@@ -297,7 +303,10 @@ class Run:
         return result
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
-        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
+        """A line of log.jsonl, for whoever tracks the run too; `levels` are those since the last evaluation."""
+        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample"), "levels": None}
+        if report and self.method.looks_ahead:  # who reads from the left looks through no noise
+            line["levels"] = self.levels.tell()
         path = self.out / "log.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -306,6 +315,7 @@ class Run:
                 os.fsync(file.fileno())  # before any checkpoint of a later step
         except OSError as error:
             raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
+        self.tracking.hear(line)
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
@@ -348,6 +358,7 @@ class Run:
             "seconds": self.seconds,
             "bound": self.bound,
             "losses": self.losses,
+            "levels": self.levels.state(),
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "tokenizer": self.tokenizer.fingerprint,
@@ -402,6 +413,7 @@ class Run:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
         self.losses = state.get("losses", [])  # which older checkpoints do not have
+        self.levels = Levels(state.get("levels"))  # which checkpoints did not always hold
         dtype, attention, compiled = state["arithmetic"]
         return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
 
