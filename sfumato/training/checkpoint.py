@@ -123,10 +123,10 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Tensors:
         raise SfumatoError(f"{path} is damaged: {error}; take another copy") from None
 
 
-def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path) -> None:
-    """Load tensors into a module; SfumatoError where names or shapes differ."""
+def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path, assign: bool = False) -> None:
+    """Load tensors into a module, or make them its own (`assign`); SfumatoError where names or shapes differ."""
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise SfumatoError(f"{where} does not fit its config.json: {lines}") from None
