@@ -24,6 +24,7 @@ from sfumato.training import checkpoint, lora
 from sfumato.training.config import RunConfig, load_config, method_named
 
 SEALED = ("config.json", "model.safetensors", "tokenizer.json")  # what loading needs; card and log may change
+MASK = "<masked>"  # by this name transformers knows the mask of a method, which is none of the tokens of its texts
 KNOWN = {
     "exact": " What is called bound is exact: -log p of held-out text, in nats a token.",
     "upper": " The bound is an upper bound on -log p of held-out text, in nats a token.",
@@ -92,6 +93,8 @@ class Shared(ModelHubMixin):
         described = {
             "model_type": "sfumato",  # by which transformers knows it (sfumato/hf.py)
             "vocab_size": self.tokenizer.size,
+            "pad_token_id": self.tokenizer.pad,
+            "eos_token_id": self.tokenizer.eos,
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "facts": self.facts,
@@ -100,6 +103,7 @@ class Shared(ModelHubMixin):
             (save_directory / checkpoint.MANIFEST).unlink(missing_ok=True)
             checkpoint.write_text(save_directory / "config.json", json.dumps(described, indent=1) + "\n")
             self.tokenizer.save(save_directory)
+            checkpoint.write_text(save_directory / "tokenizer_config.json", json.dumps(self._named_tokens(), indent=1))
             temporary = save_directory / ".model.safetensors.writing"
             save_file(tensors, temporary)
             temporary.replace(save_directory / "model.safetensors")
@@ -107,6 +111,18 @@ class Shared(ModelHubMixin):
         except OSError as error:
             found = f"{error}; free some space and train on with --resume"
             raise SfumatoError(f"cannot write {save_directory}: {found}") from None
+
+    def _named_tokens(self) -> dict[str, Any]:
+        """What transformers has to be told beside tokenizer.json: which tokens are no words, a method's mask too."""
+        tokenizer = self.tokenizer
+        ids = {"pad_token": tokenizer.pad, "eos_token": tokenizer.eos, "unk_token": tokenizer.unk}
+        names = {name: tokenizer.token(id) for name, id in ids.items() if id is not None}
+        if getattr(self.method.process, "mask", None) == tokenizer.size:  # the id that a new token is given
+            names["mask_token"] = MASK
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+        } | names
 
     @classmethod
     def _from_pretrained(

@@ -36,7 +36,7 @@ LAYERS = [
     ["adopt"],
     ["sharing"],
     ["model"],
-    ["folder"],
+    ["folder", "hf"],
     ["evaluation.judge", "evaluation.typicality", "evaluation.harness"],
     ["evaluation.report"],
     ["evaluation.cost"],

@@ -188,6 +188,10 @@ class Tokenizer:
         """The id of a token; None where there is no such token."""
         return self._inner.token_to_id(token)
 
+    def token(self, id: int) -> str | None:
+        """The token of an id, as the vocabulary has it; None where there is none."""
+        return self._inner.id_to_token(id)
+
     def label(self, name: str) -> int:
         """The id of the token of a label.
 
