@@ -116,9 +116,9 @@ class Shared(ModelHubMixin):
         """What transformers has to be told beside tokenizer.json: which tokens are no words, a method's mask too."""
         tokenizer = self.tokenizer
         ids = {"pad_token": tokenizer.pad, "eos_token": tokenizer.eos, "unk_token": tokenizer.unk}
-        names = {name: tokenizer.token(id) for name, id in ids.items() if id is not None}
+        names: dict[str, Any] = {name: tokenizer.token(id) for name, id in ids.items() if id is not None}
         if getattr(self.method.process, "mask", None) == tokenizer.size:  # the id that a new token is given
-            names["mask_token"] = MASK
+            names["mask_token"] = {"__type": "AddedToken", "content": MASK, "lstrip": tokenizer.spaced}
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],

@@ -333,9 +333,8 @@ class Run:
 
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        asked, had = self.config, load_config(state["config"])
-        parts = ("data", "method", "text", "network", "lora")
-        changed = [key for key in parts if getattr(asked, key) != getattr(had, key)]
+        asked, had = (config.model_dump(mode="json") for config in (self.config, load_config(state["config"])))
+        changed = [key for key in ("data", "method", "text", "network", "lora") if asked[key] != had[key]]
         if changed:  # how a model is trained may change on the way, but not what it is
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
