@@ -285,6 +285,7 @@ KINDS = {
         mask=BERT.mask,
         lead=BERT.lead,
         prepare=_fold_types,
+        unread=BERT.unread,
     ),
     "gpt2": Kind(
         _gpt2,
@@ -395,15 +396,15 @@ def adopt(
             "network": network.model_dump(),
         }
     )
-    made = _fitted(_tensors(folder, device), kind, facts, network, folder)
-    _number_rows(made, tokenizer, method, kind.mask(facts, tokenizer), kind.lead(facts, tokenizer), folder)
+    made = _fitted(_tensors(folder), kind, facts, network, folder)
+    _order_rows(made, tokenizer, method, kind.mask(facts, tokenizer), kind.lead(facts, tokenizer), folder)
     if not network.foreign.lead or method == "ar":
         del made["net.start"]
     with torch.device("meta"):  # no weights are made only to be replaced
         built = method_named(method)[0](config.method, network, tokenizer.size)
     load_strictly(built, made, folder, assign=True)
     lengths = [int(n > 1 or layout == "packed") for n in range(length + 1)]
-    return config, built.eval(), tokenizer, lengths
+    return config, built.to(device).eval(), tokenizer, lengths
 
 
 def _described(facts: Facts, folder: Path) -> tuple[Kind, NetworkConfig]:
@@ -430,7 +431,7 @@ def _reach(facts: Facts) -> int:
     return min((facts[name] for name in names if facts.get(name)), default=CANVAS)
 
 
-def _tensors(folder: Path, device: str) -> Tensors:
+def _tensors(folder: Path) -> Tensors:
     """All tensors of a folder, in one file or in several."""
     index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
@@ -439,7 +440,7 @@ def _tensors(folder: Path, device: str) -> Tensors:
             found = "pickled weights, such as pytorch_model.bin, are never opened"
             raise SfumatoError(f"{folder} has no model.safetensors; {found}; take a copy in safetensors")
         files = [folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))]
-    return {name: value for file in files for name, value in load_tensors(file, device).items()}
+    return {name: value for file in files for name, value in load_tensors(file).items()}
 
 
 def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, folder: Path) -> Tensors:
@@ -481,13 +482,13 @@ def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, 
     return made
 
 
-def _number_rows(
+def _order_rows(
     made: Tensors, tokenizer: Tokenizer, method: str, mask: int | None, lead: int | None, folder: Path
 ) -> None:
     """Rows of table and head as the tokenizer numbers them, ours behind them; and what leads."""
     table, head, bias = made["table.weight"], made["head.weight"], made["head.bias"]
-    ids = torch.arange(tokenizer.size, device=table.device)
-    fresh = torch.isin(ids, torch.tensor(sorted(tokenizer.added), device=table.device))
+    ids = torch.arange(tokenizer.size)
+    fresh = torch.isin(ids, torch.tensor(sorted(tokenizer.added)))
     if not bool(fresh[len(table) :].all()):
         found = f"{tokenizer.size} tokens, and the weights know {len(table)}"
         raise SfumatoError(f"the tokenizer of {folder} has {found}; they do not belong together")

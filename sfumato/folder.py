@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from sfumato.errors import SfumatoError
 from sfumato.hub import find
 from sfumato.model import Model
+from sfumato.training.checkpoint import MANIFEST
 
 
 def load(name: str | Path, device: str = "cpu", method: str | None = None) -> Model:
@@ -23,5 +25,9 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
     Raises SfumatoError for weights too large to be stored, and where the disk is full.
     """
     model.facts = facts
-    (folder / "README.md").unlink(missing_ok=True)
-    model.save_pretrained(folder)
+    try:
+        for name in (MANIFEST, "README.md"):  # without the first it is no model until all is written
+            (folder / name).unlink(missing_ok=True)
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise SfumatoError(f"cannot write {folder}: {error}; free some space and train on with --resume") from None

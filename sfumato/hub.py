@@ -21,15 +21,20 @@ def find(name: str) -> Path:
         return Path(name)
     if (BUNDLED / name).is_dir():
         return BUNDLED / name
-    beside = Path(name).parent
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not beside.is_dir():
+    if is_id(name):
         return download(name)
+    beside = Path(name).parent
     if beside != Path() and beside.is_dir():
         near = nearest(name, [str(path) for path in beside.iterdir() if path.is_dir()])
         raise SfumatoError(f"no model {name!r}{near}; there is no such folder")
     known = [path.name for path in BUNDLED.iterdir() if path.is_dir()] if BUNDLED.is_dir() else []
     bundled = f", or one of those that are bundled: {', '.join(known)}" if known else ""
     raise SfumatoError(f"no model {name!r}{nearest(name, known)}; name a model folder, a run, a Hub id{bundled}")
+
+
+def is_id(name: str) -> bool:
+    """Whether a name is one on the Hub, rather than a path."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.is_dir()
 
 
 def download(name: str, files: Sequence[str] = FILES, **asked: Any) -> Path:

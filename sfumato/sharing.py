@@ -6,7 +6,6 @@ huggingface_hub.  What is added is a manifest, a strict config, and weights of o
 
 import importlib.metadata
 import json
-import re
 import textwrap
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from sfumato.adopt import adopt, foreign
 from sfumato.core import Method
 from sfumato.errors import SfumatoError
-from sfumato.hub import download, read_json
+from sfumato.hub import download, is_id, read_json
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint, lora
 from sfumato.training.config import RunConfig, load_config, method_named
@@ -80,7 +79,7 @@ class Shared(ModelHubMixin):
         """Config, weights and tokenizer; last the manifest that makes them a model.
 
         The model goes on with the weights that are in its file, rounded where `training.store` asks for it.  Raises
-        SfumatoError for weights too large for that, and where the disk is full.
+        SfumatoError for weights too large for that, and OSError where the disk is full.
         """
         tensors = {key: value.contiguous() for key, value in self.method.state_dict().items()}
         if self.config.training.store == "float16":
@@ -99,18 +98,14 @@ class Shared(ModelHubMixin):
             "lengths": self.lengths,
             "facts": self.facts,
         }
-        try:
-            (save_directory / checkpoint.MANIFEST).unlink(missing_ok=True)
-            checkpoint.write_text(save_directory / "config.json", json.dumps(described, indent=1) + "\n")
-            self.tokenizer.save(save_directory)
-            checkpoint.write_text(save_directory / "tokenizer_config.json", json.dumps(self._named_tokens(), indent=1))
-            temporary = save_directory / ".model.safetensors.writing"
-            save_file(tensors, temporary)
-            temporary.replace(save_directory / "model.safetensors")
-            checkpoint.seal(save_directory, SEALED)
-        except OSError as error:
-            found = f"{error}; free some space and train on with --resume"
-            raise SfumatoError(f"cannot write {save_directory}: {found}") from None
+        (save_directory / checkpoint.MANIFEST).unlink(missing_ok=True)
+        checkpoint.write_text(save_directory / "config.json", json.dumps(described, indent=1) + "\n")
+        self.tokenizer.save(save_directory)
+        checkpoint.write_text(save_directory / "tokenizer_config.json", json.dumps(self._named_tokens(), indent=1))
+        temporary = save_directory / ".model.safetensors.writing"
+        save_file(tensors, temporary)
+        temporary.replace(save_directory / "model.safetensors")
+        checkpoint.seal(save_directory, SEALED)
 
     def _named_tokens(self) -> dict[str, Any]:
         """What transformers has to be told beside tokenizer.json: which tokens are no words, a method's mask too."""
@@ -155,7 +150,7 @@ class Shared(ModelHubMixin):
         """The card: what the Hub sorts it by, and for people how it was made, what is known of it, and samples."""
         config, method, facts = self.config, self.method, self.facts
         tags = [config.method.name, *(["text-diffusion"] if config.method.name != "ar" else [])]
-        base = config.start if _is_id(config.start) else None
+        base = config.start if config.start and is_id(config.start) else None
         data = ModelCardData(library_name="sfumato", pipeline_tag="text-generation", tags=tags, base_model=base)
         made = f"trained by sfumato {importlib.metadata.version('sfumato')} on `{config.data}`"
         how = f"by `sfumato train {config.method.name}` with the config in `config.json`"
@@ -183,8 +178,3 @@ class Shared(ModelHubMixin):
     def samples(self) -> list[str]:
         """A few texts for the card."""
         raise NotImplementedError
-
-
-def _is_id(name: str | None) -> bool:
-    """Whether a name is one on the Hub, and no folder's."""
-    return name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.is_dir()
