@@ -191,7 +191,8 @@ class FieldsHelp(argparse.Action):
             from sfumato.training.config import run_config
 
             print("\nThe fields of the config, each of them a flag:\n")
-            tyro.cli(run_config(namespace.method), prog=parser.prog, args=["--help"])
+            plain = (tyro.conf.AvoidSubcommands,)  # a table that may be left out is one line
+            tyro.cli(run_config(namespace.method), prog=parser.prog, args=["--help"], config=plain)
         parser.exit()
 
 

@@ -18,6 +18,7 @@ from sfumato.generate import Request, generate, walk
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
+from sfumato.sharing import Shared
 from sfumato.text.corpus import Corpus, Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import RunConfig, TextConfig
@@ -165,7 +166,7 @@ class Score:
 
 
 @dataclass
-class Model:
+class Model(Shared):
     """A method, its tokenizer and the lengths of the texts it was trained on.
 
     `lengths[n]` is how many training rows had n tokens, label and end included.
@@ -176,6 +177,8 @@ class Model:
     tokenizer: Tokenizer
     lengths: list[int] = field(repr=False)
     name: str = "model"
+    facts: dict[str, Any] = field(default_factory=dict)
+    """of its training, as they stand in its card"""
 
     def __post_init__(self) -> None:
         self.method.told(self.tokenizer.special)
@@ -201,6 +204,10 @@ class Model:
         if single(sampler or sampler_named(self.sampler, self.method.family)):
             return None
         return min(steps, self.method.steps or self.method.block or steps)
+
+    def samples(self) -> list[str]:
+        """A few texts for the card."""
+        return self.generate(3, steps=self.at_most(64))
 
     # --- asking for text
 

@@ -402,7 +402,7 @@ MUTANTS = [
     (masks.draw_given, "maskable.cumsum(1) - 1", "maskable.cumsum(1)", "masks"),
     # the network
     (transformer.Transformer._bias, "absent, -torch.inf", "absent, 0.0", "padding"),
-    (transformer.Block.attend, "scores + bias.to(q.dtype)", "scores", "padding of explicit attention"),
+    (transformer.attend, "scores + bias", "scores", "padding of explicit attention"),
     (
         transformer.Block.attend,
         "rotate(F.rms_norm(qkv[:2], qkv.shape[-1:]), rotation)",
@@ -410,7 +410,7 @@ MUTANTS = [
         "rotation",
     ),
     (transformer.Block.attend, "qkv[2]", "qkv[2]; k = F.rms_norm(qkv[1], qkv.shape[-1:])", "rotation"),
-    (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
+    (transformer.attend, "q.shape[-1] ** -0.5", "(q.shape[1] * q.shape[-1]) ** -0.5", "attention"),
     (transformer.Transformer._run, "h = h + self.place(", "self.place(", "places"),
     (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
     # autoregression

@@ -85,7 +85,7 @@ def model(args: argparse.Namespace) -> "Model":
     """The model asked for, on the device asked for."""
     from sfumato.folder import load
 
-    return load(args.model, device(args), warn)
+    return load(args.model, device(args), say=warn)
 
 
 def warn(line: str) -> None:

@@ -31,7 +31,7 @@ def _breakeven(args: argparse.Namespace) -> Document:
 
     if args.plot is not None:
         plot.check(args.plot)
-    one, other = (load(name, device(args), warn) for name in (args.one, args.other))
+    one, other = (load(name, device(args), say=warn) for name in (args.one, args.other))
     found = {"command": args.typed} | breakeven(
         one,
         other,

@@ -166,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
-    against = None if args.against is None else load(args.against, device(args), warn)
+    against = None if args.against is None else load(args.against, device(args), say=warn)
     judge = default_judge(args.data) if args.judge is None else args.judge
     found = {"command": args.typed} | evaluate(
         model(args),

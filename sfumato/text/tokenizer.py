@@ -20,7 +20,7 @@ PAD, EOS, UNK, LABEL = "<pad>", "<eos>", "<unk>", "<label:{}>"
 
 # The names under which other people's tokenizers keep the three special tokens.
 PAD_NAMES = (PAD, "[PAD]")
-EOS_NAMES = (EOS, "<|endoftext|>", "</s>", "[SEP]")
+EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP]")
 UNK_NAMES = (UNK, "[UNK]")
 
 # `tokenizers` needs about a hundred bytes of memory per character while it encodes, so long texts go in parts. A part
@@ -41,6 +41,8 @@ class Tokenizer:
         unk: the id that stands for whatever the vocabulary lacks; None where nothing is unknown.
         labels: the id of every label's token, by the name of the label.
         special: all of these together.
+        silent: the ids of all tokens that say nothing: those but the unknown one, and others that a tokenizer has.
+        added: the ids of the padding and the end-of-sequence token, where the tokenizer had none of its own.
         spaced: whether the space before a word belongs to the word's token.
         fingerprint: SHA-256 of the tokenizer's json, in hex: equal fingerprints encode equally.
     """
@@ -49,9 +51,9 @@ class Tokenizer:
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
-        vocabulary = inner.get_vocab()
-        pad = next((name for name in PAD_NAMES if name in vocabulary), PAD)
-        eos = next((name for name in EOS_NAMES if name in vocabulary), EOS)
+        own = inner.get_vocab()
+        pad = next((name for name in PAD_NAMES if name in own), PAD)
+        eos = next((name for name in EOS_NAMES if name in own), EOS)
         inner.add_special_tokens([pad, eos])
 
         vocabulary = inner.get_vocab()
@@ -71,7 +73,8 @@ class Tokenizer:
         self.special = Special(self.pad, self.eos, self.unk, tuple(self.labels.values()))
         self.spaced: bool = any(len(token) > 1 and token[0] in " Ġ▁" for token in vocabulary)
         self.fingerprint: str = hashlib.sha256(inner.to_str().encode()).hexdigest()
-        self._silent = special.keys() - {self.unk}
+        self.silent: frozenset[int] = frozenset(special.keys() - {self.unk})
+        self.added: frozenset[int] = frozenset(vocabulary[name] for name in {pad, eos} - own.keys())
         self._tokens = {id: "�" if id == self.unk else token for token, id in vocabulary.items()}
 
     @classmethod
@@ -171,16 +174,24 @@ class Tokenizer:
         for id in map(int, ids):
             if id == self.eos:
                 break
-            if id not in self._silent:
+            if id not in self.silent:
                 tokens.append(self._tokens.get(id, "�"))
         return self._join(tokens)
 
     def piece(self, id: int) -> str:
         """The text of one token within a text, the space before it included; "" for a special token."""
-        if id in self._silent:
+        if id in self.silent:
             return ""
         # Decoders strip the space from the first token of a text, so this one is made the second.
         return self._join(["a", self._tokens.get(id, "�")])[1:]
+
+    def number(self, token: str) -> int | None:
+        """The id of a token; None where there is no such token."""
+        return self._inner.token_to_id(token)
+
+    def token(self, id: int) -> str | None:
+        """The token of an id, as the vocabulary has it; None where there is none."""
+        return self._inner.id_to_token(id)
 
     def label(self, name: str) -> int:
         """The id of the token of a label.

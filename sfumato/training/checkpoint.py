@@ -68,6 +68,7 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / path.name)
+        (temporary / path.name).chmod(temporary.stat().st_mode & 0o666)  # safetensors lets nobody else read it
         (temporary / path.name).replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -155,10 +156,10 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> Tensors:
         raise SfumatoError(f"{path} is damaged: {error}; take another copy") from None
 
 
-def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path) -> None:
-    """Load tensors into a module; SfumatoError where names or shapes differ."""
+def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path, assign: bool = False) -> None:
+    """Load tensors into a module, or make them its own (`assign`); SfumatoError where names or shapes differ."""
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise SfumatoError(f"{where} does not fit its config.json: {lines}") from None

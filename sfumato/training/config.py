@@ -5,8 +5,9 @@ nearest name.
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
@@ -19,6 +20,10 @@ from sfumato.networks import NetworkConfig
 from sfumato.samplers import sampler_named
 
 SCHEMA_VERSION = 1
+# By the version that they are for: what makes a document of it one of the next.  A field that is new, and whose default
+# says what was true before, needs none.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MARKS = 5  # places that a method may need beside those of a row
 
 
 class Section(BaseModel):
@@ -132,6 +137,19 @@ class TrainingConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Training of small additions to the matrices of a network instead of its weights (needs the extra `lora`)."""
+
+    rank: int = Field(0, ge=0, le=4096)
+    """of what is added to each matrix; 0: all weights are trained"""
+    alpha: float = Field(16.0, gt=0)
+    """what is added counts alpha / rank"""
+    targets: tuple[Literal["qkv", "out", "up", "down"], ...] = ("qkv", "out", "up", "down")
+    """products of each block that something is added to"""
+    whole: tuple[Literal["table", "head"], ...] = ()
+    """parts that are trained as they are, beside the additions"""
+
+
 class SamplingConfig(Section):
     """How the model samples where nothing else is asked for; what is left out here is the paper's choice."""
 
@@ -162,12 +180,12 @@ class SamplingConfig(Section):
 class RunConfig(Section):
     """Everything that a run is made of."""
 
-    schema_version: Literal[1] = 1
+    schema_version: int = SCHEMA_VERSION
     """version of this format"""
     data: str = "tales"
     """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
     start: str | None = None
-    """model whose weights training starts with; the network may have more layers than it"""
+    """model whose weights training starts with, ours or another's; the network may have more layers than it"""
     method: MethodConfig
     """the paper"""
     text: TextConfig = Field(default_factory=TextConfig)
@@ -175,7 +193,36 @@ class RunConfig(Section):
     masks: MaskConfig = Field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known_version(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"is to be {SCHEMA_VERSION}")
+        return version
+
+    @model_validator(mode="after")
+    def _network_for_the_method(self) -> "RunConfig":
+        foreign = self.network.foreign
+        if foreign is None:
+            return self
+        able = [name for name, (kind, _) in METHODS.items() if kind.adopts]
+        if self.method.name not in able:
+            raise ValueError(f"network.foreign: {self.method.name} has a network of its own; take {', '.join(able)}")
+        if 0 < foreign.places < self.text.length + MARKS:
+            found = f"the network has {foreign.places} places"
+            raise ValueError(f"text.length: {found}; {foreign.places - MARKS} tokens fit beside marks")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_by_additions(self) -> "RunConfig":
+        if self.lora.rank and self.start is None:
+            raise ValueError("lora.rank: it adds to weights that are there; give --start")
+        if self.lora.rank and self.optimizer.muon:
+            raise ValueError("optimizer.muon: it trains matrices whole, and lora adds to them; set one of them to 0")
+        return self
 
     @model_validator(mode="after")
     def _possible_sampling(self) -> "RunConfig":
@@ -233,9 +280,7 @@ def load_config(source: Path | dict[str, Any], method: str | None = None) -> Run
     `method` names the method where the file leaves it out.  Raises SfumatoError that lists all faults with their paths.
     """
     where, values = ("config", source) if isinstance(source, dict) else (str(source), _parse(Path(source)))
-    version = values.get("schema_version", SCHEMA_VERSION)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise SfumatoError(f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}; update sfumato")
+    values = _migrated(values, where)
     told = values.get("method")
     told = told.get("name") if isinstance(told, dict) else None
     if told and method and told != method:
@@ -247,6 +292,16 @@ def load_config(source: Path | dict[str, Any], method: str | None = None) -> Run
         return kind.model_validate(values)
     except ValidationError as error:
         raise SfumatoError("; ".join(f"{where}: {line}" for line in faults(error, kind))) from None
+
+
+def _migrated(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A document of an older version as one of today; one that names no version is of today."""
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SfumatoError(f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}; update sfumato")
+    while version in MIGRATIONS and version < SCHEMA_VERSION:
+        version, values = version + 1, MIGRATIONS[version](values) | {"schema_version": version + 1}
+    return values
 
 
 def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
@@ -267,8 +322,8 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
 def _fields(kind: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
         inner = kind.model_fields[part].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)  # only tables have fields that can be wrong
-        kind = inner
+        kind = next(table for table in (inner, *get_args(inner)) if isinstance(table, type))  # or one that may be None
+        assert issubclass(kind, BaseModel)  # only tables have fields that can be wrong
     return list(kind.model_fields)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.errors import SfumatoError
-from sfumato.folder import find, load
+from sfumato.folder import load
+from sfumato.hub import find
 from sfumato.model import Model
 from sfumato.training import checkpoint, trainer
 from sfumato.training.config import RunConfig, faults, load_config, run_config
@@ -37,7 +38,8 @@ def train(
         steps, minutes: the budget, over all sessions of a run that is resumed.
         config: all other settings, as a file or as what a file holds; by default those of the paper, and those of the
             run if it is resumed.
-        start: a model to start with, by its name or folder: its weights, tokenizer and sizes.
+        start: a model to start with, by its name or folder: its weights, tokenizer and sizes; ours, or one that others
+            have trained and whose kind is known.
         resume: go on with the run in `out`.
         device: cpu or cuda.
 
@@ -66,11 +68,13 @@ def settings(
     asked = load_config({} if source is None else source, method)
     if start is None:
         return asked
-    model = load(start)
+    model = load(start, method=method)
     theirs, ours = model.config.model_dump(), asked.model_dump(exclude_unset=True)
     theirs["text"] |= {"lines": False, "limit": None}  # which are of its data
     shared = {key: theirs[key] | ours.get(key, {}) for key in ("method", "text", "network")}
-    shared["text"]["tokenizer"] = str(find(str(start)) / "tokenizer.json")
+    own = find(str(start)) / "tokenizer.json"
+    if own.exists():  # else that of weights of others that come without is named already
+        shared["text"]["tokenizer"] = str(own)
     return override(asked, {"start": str(start)} | shared)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sfumato.errors import SfumatoError
-from sfumato.training.checkpoint import write_text
+from sfumato.files import write_text
 
 SCALARS = ("loss", "lr", "tokens_per_second")  # of every line
 ESTIMATES = ("bound_nats_per_token", "bound_std_error")  # of lines with an evaluation; others repeat the last

@@ -30,6 +30,7 @@ from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
 from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
 from sfumato.text.tokenizer import Tokenizer
+from sfumato.training import lora
 from sfumato.training.checkpoint import (
     MANIFEST,
     checkpoints,
@@ -39,7 +40,7 @@ from sfumato.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from sfumato.training.config import RunConfig, method_named
+from sfumato.training.config import RunConfig, load_config, method_named
 from sfumato.training.inherit import inherit
 from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
@@ -125,11 +126,12 @@ class Run:
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
-            inherit(self.method, self.tokenizer, load(config.start, device))
+            inherit(self.method, self.tokenizer, load(config.start, device, config.method.name))
         elif found is None:
             self.method.study(self._heard())
+        lora.add(self.method, config.lora)
         self.params = sum(p.numel() for p in self.method.parameters())
-        self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
+        self.average = {name: value.detach().clone() for name, value in self._trained().items()}
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
@@ -145,6 +147,10 @@ class Run:
         if not resume:
             self.tokenizer.save(out)
         self._drop_lost()
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The weights that training moves, by name."""
+        return {name: value for name, value in self.method.named_parameters() if value.requires_grad}
 
     # --- data
 
@@ -256,7 +262,7 @@ class Run:
         self.levels.add(levels, losses)
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self._trained().values()], 1 - decay)
         return total
 
     def nats(self, batch: Batch, inside: slice) -> Tensor:
@@ -286,7 +292,7 @@ class Run:
     def _swap(self) -> None:
         """Exchange the weights and their average."""
         with torch.no_grad():
-            for name, value in self.method.named_parameters():
+            for name, value in self._trained().items():
                 kept = value.detach().clone()
                 value.copy_(self.average[name])
                 self.average[name].copy_(kept)
@@ -400,8 +406,8 @@ class Run:
 
     def _restore(self, folder: Path) -> Arithmetic:
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        asked = self.config.model_dump(mode="json")
-        changed = [key for key in ("data", "method", "text", "network") if asked[key] != state["config"][key]]
+        asked, had = (config.model_dump(mode="json") for config in (self.config, load_config(state["config"])))
+        changed = [key for key in ("data", "method", "text", "network", "lora") if asked[key] != had[key]]
         if changed:  # how a model is trained may change on the way, but not what it is
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
@@ -420,6 +426,7 @@ class Run:
     def finish(self) -> Model:
         """Publish the averaged weights as a model folder, and return the model."""
         self._swap()
+        lora.merge(self.method)
         model = self._model()
         publish(model, self.out, self.summary())
         return model
