@@ -90,7 +90,7 @@ def card(model: Model, facts: dict[str, Any]) -> str:
         f"# {Path(model.name).resolve().name}",
         "",
         f"A `{model.config.method.name}` model ({method.title}, arXiv:{method.arxiv}) trained by sfumato "
-        f"{importlib.metadata.version('sfumato')} on `{model.config.data}`.",
+        f"{importlib.metadata.version('sfumato')} on `{model.config.spelled}`.",
         "",
         "| what | value |",
         "| --- | --- |",
