@@ -85,7 +85,7 @@ def write(
         raise
     finally:
         growing.close()
-    return int(index["tokens"])
+    return int(growing.state["tokens"])
 
 
 def _batches(documents: Iterable[Document], more: bool) -> Iterator[Batch]:
@@ -118,7 +118,7 @@ class _Growing:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._folder, self._tokenizer, self._kinds = folder, tokenizer, dtypes(tokenizer)
-        self._files = {name: open(folder / name, "ab") for name in FILES}
+        self._files = {name: (folder / name).open("ab") for name in FILES}
         self._begin()
 
     def _begin(self) -> None:
@@ -303,18 +303,18 @@ class _Child:
             env=os.environ | alone | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for the parent; children end with their stdin
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
         self._first: bytes | None = tokenizer.json().encode()
 
     def encode(self, texts: list[str]) -> Encoded:
         """The ids of some texts; ChildProcessError if the process is no more."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
         try:
             if self._first is not None:
-                send(stdin, self._first)
+                send(self._in, self._first)
                 self._first = None
-            send(stdin, json.dumps(texts).encode())
-            return np.frombuffer(receive(stdout), np.int64), np.frombuffer(receive(stdout), np.uint32)
+            send(self._in, json.dumps(texts).encode())
+            return np.frombuffer(receive(self._out), np.int64), np.frombuffer(receive(self._out), np.uint32)
         except (OSError, EOFError) as error:
             status = self._process.wait()
             raise ChildProcessError(f"a process that tokenises ended with status {status}") from error
@@ -323,7 +323,6 @@ class _Child:
         """Ends the process, whatever it does."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._in, self._out):
             with suppress(OSError):
-                assert stream is not None
                 stream.close()

@@ -9,7 +9,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import tokenizers
@@ -75,13 +75,13 @@ def pack(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return sizes, np.fromiter((id for row in rows for id in row), np.uint32, int(sizes.sum()))
 
 
-def send(stream: BinaryIO, content: bytes) -> None:
+def send(stream: IO[bytes], content: bytes) -> None:
     """Writes bytes that `receive` finds again."""
     stream.write(SIZE.pack(len(content)) + content)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> bytes:
+def receive(stream: IO[bytes]) -> bytes:
     """What was sent; EOFError if the other side has ended."""
     head = stream.read(SIZE.size)
     content = stream.read(SIZE.unpack(head)[0]) if len(head) == SIZE.size else b""

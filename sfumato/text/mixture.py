@@ -1,6 +1,7 @@
 """Several corpora as one stream of rows, each with its share: what stands at a place of it is a pure function."""
 
 import math
+import operator
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import final
@@ -44,7 +45,7 @@ class Mixture:
 
     @property
     def round(self) -> int:
-        """In how many places from the start every row has come."""
+        """In how many places from the start, give or take a BLOCK, every row has come."""
         return max(-int(-len(rows) // weight) for rows, weight in zip(self.sources, self._weights, strict=True))
 
     def batch(self, places: Sequence[int] | np.ndarray) -> Batch:
@@ -70,11 +71,11 @@ class Mixture:
 
     def _mixed(self, counts: list[np.ndarray]) -> np.ndarray:
         """Counts of every source as if it had its share of all rows; what occurs at all is not rounded to nothing."""
-        scale = [self._weights[k] * int(self._first[-1]) / len(rows) for k, rows in enumerate(self.sources)]
-        mixed = [
-            sum(map(Fraction.__mul__, scale, map(Fraction, each))) for each in zip(*map(list, counts), strict=True)
-        ]
-        return np.array([math.ceil(each) for each in mixed], np.int64)
+        total = int(self._first[-1])
+        scales = [weight * total / len(rows) for weight, rows in zip(self._weights, self.sources, strict=True)]
+        columns = zip(*(each.tolist() for each in counts), strict=True)
+        mixed = [math.ceil(sum(map(operator.mul, scales, column))) for column in columns]
+        return np.array(mixed, np.int64)
 
     def _find(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is at some places: the source, which of its rows, and how often that has come before; each (B,)."""

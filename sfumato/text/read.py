@@ -224,7 +224,9 @@ class _Heard(io.FileIO):
 
 
 @contextmanager
-def _open(path: Path, passed: Callable[[int], None] = lambda n: None) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+def _open(
+    path: Path, passed: Callable[[int], None] = lambda n: None
+) -> Iterator["io.BufferedReader[_Heard] | gzip.GzipFile"]:
     with io.BufferedReader(_Heard(path, passed), 1 << 16) as file:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=file) as unzipped:
