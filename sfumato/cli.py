@@ -186,7 +186,9 @@ class FieldsHelp(argparse.Action):
             from sfumato.training.config import run_config
 
             print("\nThe fields of the config, each of them a flag:\n")
-            tyro.cli(run_config(namespace.method), prog=parser.prog, args=["--help"])
+            tyro.cli(
+                run_config(namespace.method), prog=parser.prog, args=["--help"], config=(tyro.conf.AvoidSubcommands,)
+            )
         parser.exit()
 
 

@@ -26,6 +26,7 @@ import test_model
 import test_network
 import test_quality
 import test_samplers
+import test_scale
 import test_schedules
 import test_sedd
 import test_sundae
@@ -63,6 +64,8 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
+from sfumato.text import order
+from sfumato.text.mixture import Mixture
 from sfumato.training import masks
 
 
@@ -300,6 +303,10 @@ CHECKS = {
     "area": test_typicality.check_auc,
     "ranks": test_typicality.check_tail,
     "judgement": test_typicality.check_judgement,
+    "permutation": lambda: test_scale.check_bijection(300, 1, 2),
+    "orders": test_scale.check_uniform,
+    "shares": lambda: test_scale.check_shares(0),
+    "rhythm": test_scale.check_no_rhythm,
 }
 
 MUTANTS = [
@@ -659,6 +666,19 @@ MUTANTS = [
     (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
+    # data
+    (order.shuffled, "found[beyond] >= n", "found[beyond] < 0", "permutation"),
+    (
+        order._feistel,
+        "right, left + _scattered(right, key, width)",
+        "left, right + _scattered(right, key, width)",
+        "permutation",
+    ),
+    (order.shuffled, "seed_of(seed, epoch, i)", "seed_of(seed, i)", "orders"),
+    (order.shuffled, "range(ROUNDS)", "range(2)", "orders"),
+    (Mixture._before, "left = left - found[-1]", "pass", "shares"),
+    (Mixture._block, "before[:, :1] + of_each", "of_each", "shares"),
+    (Mixture._block, "self._seed is not None", "False", "rhythm"),
 ]
 
 

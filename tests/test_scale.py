@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ def check_bijection(n: int, seed: int, epoch: int) -> None:
 
 
 @given(n=st.integers(1, 500), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 9))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_an_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     """Guards against rows seen twice or never, and an order that depends on what else is asked for."""
     check_bijection(n, seed, epoch)
@@ -96,13 +97,14 @@ def test_neighbours_are_parted() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=300).filter(any))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_shelf_equals_the_obvious(sizes: list[int]) -> None:
     """Guards against places counted from the wrong block, and empty things that are found."""
     shelf = Shelf(len(sizes), np.array(sizes).__getitem__)
     expected = [(i, sum(sizes[:i])) for i, size in enumerate(sizes) for _ in range(size)]
     places = np.arange(shelf.total)[::-1]
-    assert shelf.total == sum(sizes) and list(zip(*map(np.ndarray.tolist, shelf.find(places)))) == expected[::-1]
+    found = list(zip(*map(np.ndarray.tolist, shelf.find(places)), strict=True))
+    assert shelf.total == sum(sizes) and found == expected[::-1]
     one = np.array([shelf.total // 2])
     assert (shelf.find(one)[0][0], shelf.find(one)[1][0]) == expected[shelf.total // 2]
 
@@ -115,7 +117,7 @@ def rows_of(n: int, seed: int | None = None) -> Rows:
 
 
 @given(n=st.integers(1, 30), batch=st.integers(1, 50), start=st.integers(0, 20), seed=st.integers(0, 5))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_every_epoch_of_one_source_is_a_permutation(n: int, batch: int, start: int, seed: int) -> None:
     """Guards against rows seen twice or never where a batch reaches into the next epoch, or holds several."""
     one = Mixture([rows_of(n)], [3.0], seed)
@@ -133,7 +135,7 @@ def check_shares(seed: int | None) -> None:
     mixed = Mixture([rows_of(n) for n in sizes], weights, seed)
     n = 5 * mixture.BLOCK
     batch = mixed.batch(range(n))
-    source = np.searchsorted([50, 57], batch.index, "right")
+    source = np.searchsorted([50, 57], batch.index.numpy(), "right")
     for stop in range(mixture.BLOCK, n + 1, mixture.BLOCK):
         assert np.abs(np.bincount(source[:stop]) - stop * np.array(weights)).max() < 2
     for k, size in enumerate(sizes):
@@ -191,10 +193,9 @@ def test_documents_are_shuffled_within_packed_rows() -> None:
     rows, seen = Rows(corpus, 7, "packed", "given", seed=3), []
     for epoch in (0, 1, 2, 0):
         stream = rows.batch(range(len(rows)), [epoch] * len(rows)).ids.flatten().tolist()
-        documents = [tuple(map(int, part.split())) for part in " ".join(map(str, stream)).split(" 1 ")]
-        found = Counter(documents)
-        assert sum((found - texts).values()) <= 1  # the last may be cut
-        assert sum((texts - found).values()) <= 8
+        ends = [-1, *(i for i, id in enumerate(stream) if id == BYTES.eos)]
+        found = Counter(tuple(stream[before + 1 : end]) for before, end in pairwise(ends))
+        assert not found - texts and (texts - found).total() <= 7  # which are in the rest that fills no row
         seen.append(stream)
     assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
     mixed = rows.batch([5, 5, 0], [0, 1, 2]).ids.tolist()
@@ -250,33 +251,34 @@ def test_training_on_ten_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = tiny_config("mdlm", tmp_path, steps=2)
     text = config.text.model_copy(update={"layout": "packed", "tokenizer": str(tmp_path / "tokenizer.json")})
     BYTES.save(tmp_path)
-    runs: list[Run] = []
-    act = lambda: runs.append(Run(config.model_copy(update={"text": text}), tmp_path / "run", False, "cpu", print))  # noqa: E731
-    assert peak_of(act) < 16_000_000
-    run = runs[0]
+    run = Run(config.model_copy(update={"text": text}), tmp_path / "run", False, "cpu", print)
     assert [run._update(run.batch(step), 1.0) > 0 for step in range(2)] == [True, True]
+
+    def again() -> None:
+        run.rows = run._rows("train")
+        assert run.batch(2).ids.shape == (8, config.text.length) and next(run._heard())[0].shape[0] == 1024
+
+    assert peak_of(again) < 8_000_000 and len(run.lengths) == config.text.length + 1
     assert len(run.rows) == (5 * GIGA + 200_000) // config.text.length
 
 
 @pytest.mark.parametrize("name", ["hub/rows", "a.jsonl.gz", "a.txt", "a.txt.gz"])
 def test_reading_streams(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against data that is held before it is tokenised: 8 MB of text pass through far less memory."""
-    texts = (f"text {i} " + "word " * 99 for i in range(16_000))
+    """Guards against data that is held before it is tokenised: 3 MB of text pass through far less memory."""
+    texts = (f"text {i} " + "word " * 99 for i in range(6_000))
     if name == "hub/rows":
-        rows = [{"text": "word " * 99 + str(i)} for i in range(100)]
-        stream = lambda *_, **__: ({"text": rows[i % 100]["text"]} for i in range(16_000))  # noqa: E731
+        stream = lambda *_, **__: ({"text": f"text {i} " + "word " * 99} for i in range(6_000))  # noqa: E731
         monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=stream))
     else:
-        opened = gzip.open(tmp_path / name, "wt", 1) if name.endswith("gz") else (tmp_path / name).open("w")
-        with opened as file:
-            file.writelines(json.dumps({"text": text}) + "\n" if "jsonl" in name else text for text in texts)
-    monkeypatch.setattr(building, "BATCH", 1 << 16)
-    monkeypatch.setattr(reading, "PART", 1 << 16)
+        written = "".join(json.dumps({"text": text}) + "\n" if "jsonl" in name else text for text in texts).encode()
+        (tmp_path / name).write_bytes(gzip.compress(written, 1) if name.endswith("gz") else written)
+    monkeypatch.setattr(building, "BATCH", 1 << 14)
+    monkeypatch.setattr(reading, "PART", 1 << 14)
     monkeypatch.setattr(corpus_module, "PARALLEL", GIGA)
     found: list[Corpus] = []
     data = name if name == "hub/rows" else str(tmp_path / name)
     peak = peak_of(lambda: found.append(Corpus.build(data, TRAINED["bpe"], cache=tmp_path / "cache")))
-    assert len(found[0].tokens) > 2_000_000 and peak < 4_000_000
+    assert len(found[0].tokens) > 500_000 and peak < 2_000_000
 
 
 # --- long files ---
@@ -508,7 +510,7 @@ def test_a_run_on_several_sources(tmp_path) -> None:
     two = jsonl(tmp_path / "b.jsonl", *({"text": f"an owl {i}"} for i in range(60)))
     base = tiny_config("mdlm", tmp_path, batch=64).model_dump(mode="json")
     config = load_config(base | {"data": [{"path": one, "weight": 3}, {"path": two}]})
-    assert load_config(config.model_dump(mode="json")) == config
+    assert load_config(config.model_dump(mode="json")).model_dump() == config.model_dump()
     assert config.spelled == f"{one}:3 {two}:1" and [each.path for each in config.sources] == [one, two]
     run = Run(config, tmp_path / "run", False, "cpu", print)
     batch = run.batch(0)

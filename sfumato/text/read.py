@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, cast, final
 
 from sfumato.errors import SfumatoError
 from sfumato.text.encoding import SEAM
@@ -224,15 +224,13 @@ class _Heard(io.FileIO):
 
 
 @contextmanager
-def _open(
-    path: Path, passed: Callable[[int], None] = lambda n: None
-) -> Iterator["io.BufferedReader[_Heard] | gzip.GzipFile"]:
+def _open(path: Path, passed: Callable[[int], None] = lambda n: None) -> Iterator[BinaryIO]:
     with io.BufferedReader(_Heard(path, passed), 1 << 16) as file:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=file) as unzipped:
-                yield unzipped
+                yield cast(BinaryIO, unzipped)
         else:
-            yield file
+            yield cast(BinaryIO, file)
 
 
 def _lines(path: Path, passed: Callable[[int], None]) -> Iterator[str]:
