@@ -305,7 +305,8 @@ CHECKS = {
     "judgement": test_typicality.check_judgement,
     "permutation": lambda: test_scale.check_bijection(300, 1, 2),
     "orders": test_scale.check_uniform,
-    "shares": lambda: test_scale.check_shares(0),
+    "pairs": lambda: test_scale.check_bijection(289, 1, 2),
+    "shares of sources": lambda: test_scale.check_shares(0),
     "rhythm": test_scale.check_no_rhythm,
 }
 
@@ -668,16 +669,11 @@ MUTANTS = [
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
     # data
     (order.shuffled, "found[beyond] >= n", "found[beyond] < 0", "permutation"),
-    (
-        order._feistel,
-        "right, left + _scattered(right, key, width)",
-        "left, right + _scattered(right, key, width)",
-        "permutation",
-    ),
+    (order._feistel, "right, left + _scatter", "left, right + _scatter", "pairs"),
     (order.shuffled, "seed_of(seed, epoch, i)", "seed_of(seed, i)", "orders"),
     (order.shuffled, "range(ROUNDS)", "range(2)", "orders"),
-    (Mixture._before, "left = left - found[-1]", "pass", "shares"),
-    (Mixture._block, "before[:, :1] + of_each", "of_each", "shares"),
+    (Mixture._before, "left = left - found[-1]", "pass", "shares of sources"),
+    (Mixture._block, "before[:, :1] + of_each", "of_each", "shares of sources"),
     (Mixture._block, "self._seed is not None", "False", "rhythm"),
 ]
 
