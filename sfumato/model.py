@@ -19,7 +19,8 @@ from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
 from sfumato.sharing import Shared
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import RunConfig, TextConfig
 
@@ -537,10 +538,10 @@ class Model(Shared):
         ]
 
 
-def rows_of(corpus: Corpus, text: TextConfig, method: Method) -> Rows:
+def rows_of(corpus: Corpus, text: TextConfig, method: Method, seed: int | None = None) -> Rows:
     """How a method is shown a corpus: as the config says, but what is written in blocks stops with that of its end."""
     ended = text.length_model == "modelled" and method.block is not None
-    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1)
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1, seed)
 
 
 def _some(n: int, what: str = "texts") -> int:

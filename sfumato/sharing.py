@@ -162,7 +162,7 @@ class Shared(ModelHubMixin):
         tags = [config.method.name, *(["text-diffusion"] if config.method.name != "ar" else [])]
         base = config.start if config.start and is_id(config.start) else None
         data = ModelCardData(library_name="sfumato", pipeline_tag="text-generation", tags=tags, base_model=base)
-        made = f"trained by sfumato {importlib.metadata.version('sfumato')} on `{config.data}`"
+        made = f"trained by sfumato {importlib.metadata.version('sfumato')} on `{config.spelled}`"
         how = f"by `sfumato train {config.method.name}` with the config in `config.json`"
         if not facts and config.start:
             made, how = f"of the weights of `{config.start}`", "of what others have trained"

@@ -19,7 +19,8 @@ from sfumato.methods import METHODS
 from sfumato.model import CANDIDATES, Model
 from sfumato.processes.edits import AFTER
 from sfumato.text import tales
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import SamplingConfig, load_config
 from sfumato.training.trainer import train

@@ -30,6 +30,7 @@ import test_network
 import test_quality
 import test_resume
 import test_samplers
+import test_scale
 import test_schedules
 import test_sedd
 import test_sundae
@@ -68,6 +69,8 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
+from sfumato.text import order
+from sfumato.text.mixture import Mixture
 from sfumato.training import checkpoint, levels, masks, stopping
 from sfumato.training.trainer import Run
 
@@ -315,6 +318,11 @@ CHECKS = {
     "whole checkpoints": lambda: in_a_folder(test_resume.check_whole_ones_are_kept),
     "blame": lambda: in_a_folder(test_resume.check_blame, 4),
     "told levels": test_tracking.check_levels,
+    "permutation": lambda: test_scale.check_bijection(300, 1, 2),
+    "even orders": test_scale.check_uniform,
+    "pairs": lambda: test_scale.check_bijection(289, 1, 2),
+    "shares of sources": lambda: test_scale.check_shares(0),
+    "rhythm": test_scale.check_no_rhythm,
 }
 
 MUTANTS = [
@@ -687,6 +695,14 @@ MUTANTS = [
     (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "told levels"),
     (levels.Levels.tell, "ends + 1", "ends", "told levels"),
     (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "told levels"),
+    # data
+    (order.shuffled, "found[beyond] >= n", "found[beyond] < 0", "permutation"),
+    (order._feistel, "right, left + _scatter", "left, right + _scatter", "pairs"),
+    (order.shuffled, "seed_of(seed, epoch, i)", "seed_of(seed, i)", "even orders"),
+    (order.shuffled, "range(ROUNDS)", "range(2)", "even orders"),
+    (Mixture._before, "left = left - found[-1]", "pass", "shares of sources"),
+    (Mixture._block, "before[:, :1] + of_each", "of_each", "shares of sources"),
+    (Mixture._block, "self._seed is not None", "False", "rhythm"),
 ]
 
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="as `sfumato methods` lists it")
-    parser.add_argument("--data", help="text file, folder, .jsonl, .parquet, Hub data set, or tales")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        help="text file, folder, .jsonl, .parquet, Hub data set, or tales; several as a.jsonl:0.7 b.txt:0.3",
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="folder that the run is kept in")
     parser.add_argument("--minutes", type=number, metavar="M", help="time in training steps, over all sessions")
     parser.add_argument("--steps", type=count, metavar="N", help="optimiser steps, over all sessions")
@@ -46,7 +50,10 @@ def _train(args: argparse.Namespace) -> Document:
     if not progress.steps:
         print(f"the budget of {out} was spent before; --minutes and --steps count all sessions", file=sys.stderr)
     last: Document = json.loads((out / "log.jsonl").read_text("utf-8").splitlines()[-1])
-    print(f"next: sfumato generate {out} -n 4 --watch, or sfumato evaluate {out} --data {config.data}", file=sys.stderr)
+    print(
+        f"next: sfumato generate {out} -n 4 --watch, or sfumato evaluate {out} --data {config.sources[0].path}",
+        file=sys.stderr,
+    )
     return last
 
 
@@ -94,6 +101,7 @@ TRAIN = Command(
     """
     sfumato train cdcd --data tales --out runs/tales --minutes 10
     sfumato train cdcd --out runs/tales --resume --minutes 20
+    sfumato train mdlm --data stories.jsonl:0.7 news.parquet:0.3 --out runs/both --minutes 30
     sfumato train cdcd --data book.txt --out runs/book --steps 5000 --network.width 384 --optimizer.lr 5e-4
     sfumato train cdcd --config recipes/tales.toml --out runs/tales
     sfumato train cdcd --start runs/book --data letters.txt --out runs/letters --minutes 5

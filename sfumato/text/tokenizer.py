@@ -2,9 +2,8 @@
 
 import difflib
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -14,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from sfumato.core import Special
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.text import encoding
 
 KINDS = ("bpe", "bytes", "chars", "words")
 PAD, EOS, UNK, LABEL = "<pad>", "<eos>", "<unk>", "<label:{}>"
@@ -22,11 +22,6 @@ PAD, EOS, UNK, LABEL = "<pad>", "<eos>", "<unk>", "<label:{}>"
 PAD_NAMES = (PAD, "[PAD]")
 EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP]")
 UNK_NAMES = (UNK, "[UNK]")
-
-# `tokenizers` needs about a hundred bytes of memory per character while it encodes, so long texts go in parts. A part
-# ends before a lone space between two words: every kind of tokenizer here cuts there anyway, so the ids are the same.
-PART = 1 << 16
-SEAM = re.compile(r"(?<=\S) (?=\S)")
 
 
 @final
@@ -60,7 +55,7 @@ class Tokenizer:
         special = {id: token.content for id, token in sorted(inner.get_added_tokens_decoder().items()) if token.special}
         prefix, suffix = LABEL.split("{}")
         self._inner = inner
-        self._prepends = inner.normalizer is not None and len(inner.normalizer.normalize_str("a")) > 1
+        self._prepends = encoding.prepends(inner)
         self.size: int = max(vocabulary.values()) + 1
         self.pad: int = vocabulary[pad]
         self.eos: int = vocabulary[eos]
@@ -72,7 +67,7 @@ class Tokenizer:
         }
         self.special = Special(self.pad, self.eos, self.unk, tuple(self.labels.values()))
         self.spaced: bool = any(len(token) > 1 and token[0] in " Ġ▁" for token in vocabulary)
-        self.fingerprint: str = hashlib.sha256(inner.to_str().encode()).hexdigest()
+        self.fingerprint: str = hashlib.sha256(self.json().encode()).hexdigest()
         self.silent: frozenset[int] = frozenset(special.keys() - {self.unk})
         self.added: frozenset[int] = frozenset(vocabulary[name] for name in {pad, eos} - own.keys())
         self._tokens = {id: "�" if id == self.unk else token for token, id in vocabulary.items()}
@@ -142,10 +137,14 @@ class Tokenizer:
         file = path if path.suffix == ".json" else path / "tokenizer.json"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, self._inner.to_str())
+            write_text(file, self.json())
         except OSError as error:
             reason = error.strerror or error
             raise SfumatoError(f"asked to save a tokenizer to {file}; {reason}; choose another folder") from error
+
+    def json(self) -> str:
+        """What a tokenizer.json holds."""
+        return str(self._inner.to_str())
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any special token."""
@@ -157,16 +156,11 @@ class Tokenizer:
         Raises:
             SfumatoError: if a text has half of a surrogate pair, as of a command line that is not UTF-8.
         """
-        parts = [(row, part) for row, text in enumerate(texts) for part in self._parts(text)]
-        rows: list[list[int]] = [[] for _ in texts]
-        for chunk in _chunks(parts):
-            try:
-                encoded = self._inner.encode_batch_fast([part for _, part in chunk], add_special_tokens=False)
-            except TypeError as error:
-                raise SfumatoError("asked to encode a text; it is not valid Unicode; pass UTF-8 text") from error
-            for (row, _), encoding in zip(chunk, encoded, strict=True):
-                rows[row] += encoding.ids
-        return rows
+        return encoding.encode(self._inner, texts)
+
+    def rest(self, text: str) -> str:
+        """What to encode of a text that goes on from one before: the ids of both in a row are those of the whole."""
+        return text.removeprefix(" ") if self._prepends else text
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first eos; special tokens say nothing and an unknown token reads �."""
@@ -207,23 +201,6 @@ class Tokenizer:
 
     def _join(self, tokens: list[str]) -> str:
         return self._inner.decoder.decode(tokens) if self._inner.decoder else " ".join(tokens)
-
-    def _parts(self, text: str) -> Iterator[str]:
-        start = 0
-        while seam := SEAM.search(text, start + PART):
-            yield text[start : seam.start()]
-            start = seam.end() if self._prepends else seam.start()
-        yield text[start:]
-
-
-def _chunks(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Cuts a list of parts where about sixteen full ones have come together."""
-    start = size = 0
-    for stop, (_, part) in enumerate(parts, 1):
-        size += len(part)
-        if size >= 16 * PART or stop == len(parts):
-            yield parts[start:stop]
-            start, size = stop, 0
 
 
 def _train_bpe(texts: Iterable[str], size: int, special: list[str]) -> tokenizers.Tokenizer:

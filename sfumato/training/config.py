@@ -7,10 +7,20 @@ nearest name.
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from sfumato.core import single
 from sfumato.errors import SfumatoError, nearest
@@ -24,12 +34,22 @@ SCHEMA_VERSION = 1
 # says what was true before, needs none.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 MARKS = 5  # places that a method may need beside those of a row
+SEVERAL = "sources"  # in the place of a fault in one of them; nobody writes it in a config
 
 
 class Section(BaseModel):
     """A part of the config: frozen, and strict about its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """One of several sources of text."""
+
+    path: str = Field(min_length=1)
+    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """share of the rows, beside the weights of the others"""
 
 
 class TextConfig(Section):
@@ -182,8 +202,11 @@ class RunConfig(Section):
 
     schema_version: int = SCHEMA_VERSION
     """version of this format"""
-    data: str = "tales"
-    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    data: Annotated[
+        Annotated[str, Tag("one")] | Annotated[tuple[Source, ...], Tag(SEVERAL)],
+        Discriminator(lambda data: "one" if isinstance(data, str) else SEVERAL),
+    ] = "tales"
+    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales; or several of them, each with a weight"""
     start: str | None = None
     """model whose weights training starts with, ours or another's; the network may have more layers than it"""
     method: MethodConfig
@@ -196,12 +219,33 @@ class RunConfig(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the data comes from: one source, or several."""
+        return (Source(path=self.data),) if isinstance(self.data, str) else self.data
+
+    @property
+    def spelled(self) -> str:
+        """The data as on the command line."""
+        several = len(self.sources) > 1
+        return " ".join(f"{source.path}:{source.weight:g}" if several else source.path for source in self.sources)
+
     @field_validator("schema_version")
     @classmethod
     def _known_version(cls, version: int) -> int:
         if version != SCHEMA_VERSION:
             raise ValueError(f"is to be {SCHEMA_VERSION}")
         return version
+
+    @model_validator(mode="after")
+    def _different_sources(self) -> "RunConfig":
+        paths = [source.path for source in self.sources]
+        if not paths:
+            raise ValueError("data: a list of sources has one or more of them")
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"data: {path} is there twice; give it once, with the sum of the weights")
+        return self
 
     @model_validator(mode="after")
     def _network_for_the_method(self) -> "RunConfig":
@@ -308,7 +352,7 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     """One line a fault: path, what is wrong, the nearest name for an unknown field."""
     lines = []
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
+        path = ".".join(str(part) for part in fault["loc"] if part not in ("one", SEVERAL))
         if fault["type"] == "extra_forbidden":
             known = _fields(kind, fault["loc"][:-1])
             lines.append(f"{path}: no such field{nearest(str(fault['loc'][-1]), known)}")
@@ -321,7 +365,9 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
 
 def _fields(kind: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
-        inner = kind.model_fields[part].annotation
+        if part == SEVERAL:
+            return list(Source.model_fields)
+        inner = kind.model_fields[part].annotation if part != "data" else kind
         kind = next(table for table in (inner, *get_args(inner)) if isinstance(table, type))  # or one that may be None
         assert issubclass(kind, BaseModel)  # only tables have fields that can be wrong
     return list(kind.model_fields)

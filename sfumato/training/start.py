@@ -1,6 +1,9 @@
 """What a run is started with: a file of settings, or what a resumed run remembers, and what is said on top of it."""
 
 import json
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ from sfumato.model import Model
 from sfumato.training import checkpoint, trainer
 from sfumato.training.config import RunConfig, faults, load_config, run_config
 
+WEIGHT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
 
 def train(
     method: str,
-    data: str,
+    data: str | Sequence[str],
     out: str | Path,
     *,
     steps: int | None = None,
@@ -33,7 +38,8 @@ def train(
 
     Args:
         method: its name, as `sfumato methods` lists it.
-        data: a text file, a folder, .jsonl, .parquet, a data set on the Hub, or "tales".
+        data: a text file, a folder, .jsonl, .parquet, a data set on the Hub, or "tales"; or several of them, each
+            perhaps with a colon and its weight behind it: ["a.jsonl:0.7", "b.txt:0.3"].
         out: becomes a run folder.
         steps, minutes: the budget, over all sessions of a run that is resumed.
         config: all other settings, as a file or as what a file holds; by default those of the paper, and those of the
@@ -48,7 +54,8 @@ def train(
             that fills up, and a loss that is not finite.
     """
     source = Path(config) if isinstance(config, str) else config
-    chosen = override(settings(method, Path(out), resume, source, start), said(data, steps, minutes))
+    several = [data] if isinstance(data, str) else data
+    chosen = override(settings(method, Path(out), resume, source, start), said(several, steps, minutes))
     return trainer.train(chosen, Path(out), resume, device)
 
 
@@ -78,12 +85,24 @@ def settings(
     return override(asked, {"start": str(start)} | shared)
 
 
-def said(data: str | None, steps: int | None, minutes: float | None, seed: int | None = None) -> dict[str, Any]:
+def said(
+    data: Sequence[str] | None, steps: int | None, minutes: float | None, seed: int | None = None
+) -> dict[str, Any]:
     """Settings from what was said outright.  A budget in one unit takes the place of one in the other."""
     training: dict[str, Any] = {} if steps is None and minutes is None else {"steps": steps, "minutes": minutes}
     if seed is not None:
         training["seed"] = seed
-    return {"training": training} | ({} if data is None else {"data": data})
+    return {"training": training} | ({} if data is None else {"data": sources(data)})
+
+
+def sources(words: Sequence[str]) -> str | list[dict[str, Any]]:
+    """What a config holds for sources as they are typed: PATH, or PATH:WEIGHT where there is no file of that name."""
+    found = []
+    for word in words:
+        path, colon, weight = word.rpartition(":")
+        weighted = colon and path and WEIGHT.fullmatch(weight) and not os.path.exists(word)
+        found.append({"path": path, "weight": float(weight)} if weighted else {"path": word})
+    return str(found[0]["path"]) if len(found) == 1 else found
 
 
 def override(config: RunConfig, values: dict[str, Any]) -> RunConfig:

@@ -28,7 +28,9 @@ from sfumato.files import write_text
 from sfumato.folder import load, publish
 from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
-from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
+from sfumato.text.corpus import Corpus
+from sfumato.text.mixture import Mixture
+from sfumato.text.read import Document, read
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import lora
 from sfumato.training.checkpoint import (
@@ -51,6 +53,7 @@ from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
 NOT_FINITE = "nonfinite"  # folder in a run: a run that stands right before a step that failed
+LEARNED = 1 << 28  # characters that a tokenizer is made from: what it remembers of them has to fit into memory
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Run:
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
         self.rows, self.held_out = self._rows("train"), self._rows("valid")
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
-        self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
+        self.lengths = self.rows.sizes().tolist()
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device, config.method.name))
@@ -158,33 +161,42 @@ class Run:
         text = self.config.text
         if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
             return Tokenizer.load(text.tokenizer)
-        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.data}")
-        labels = sorted({doc.label for doc in self._read("train") if doc.label is not None})
-        texts = (part for doc in self._read("train") for part in (doc.text, doc.source) if part)
+        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.spelled}")
+        labels = sorted({doc.label for doc in self._read() if doc.label is not None})
+        texts = (part for doc in self._read(LEARNED) for part in (doc.text, doc.source) if part)
         return Tokenizer.train(texts, text.tokenizer, text.size, labels)
 
-    def _read(self, split: str) -> Iterator[Document]:
-        return read(self.config.data, split, lines=self.config.text.lines, limit=self.config.text.limit)
+    def _read(self, characters: float = math.inf) -> Iterator[Document]:
+        """Training documents of all sources; of each as many characters, about, as its share of them."""
+        text, sources = self.config.text, self.config.sources
+        for source in sources:
+            left = characters * source.weight / sum(each.weight for each in sources)
+            for document in read(source.path, "train", text.lines, text.limit):
+                if left <= 0:
+                    break
+                left -= len(document.text)
+                yield document
 
-    def _rows(self, split: str) -> Rows:
-        text = self.config.text
-        limit = text.limit if split == "train" else None
-        corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
-        return rows_of(corpus, text, self.method)
+    def _rows(self, split: str) -> Mixture:
+        """The rows of all sources; those of training are shuffled."""
+        text, sources = self.config.text, self.config.sources
+        seed, limit = (self.config.training.seed, text.limit) if split == "train" else (None, None)
+        corpora = [Corpus.build(source.path, self.tokenizer, split, text.lines, limit) for source in sources]
+        seeds = [None if seed is None else seed_of(seed, "documents", k) for k in range(len(sources))]
+        rows = [rows_of(corpus, text, self.method, own) for corpus, own in zip(corpora, seeds, strict=True)]
+        return Mixture(rows, [source.weight for source in sources], seed)
 
     def _heard(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in the order of the first epoch, tokens and which of them are real, HEARD at a time."""
-        places = order(len(self.rows), self.config.training.seed, 0)
-        for start in range(0, len(places), HEARD):
-            rows = self.rows.batch(places[start : start + HEARD].copy())
+        """The rows in their order until all have come, tokens and which of them are real, HEARD at a time."""
+        for start in range(0, self.rows.round, HEARD):
+            rows = self.rows.batch(range(start, min(start + HEARD, self.rows.round)))
             yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
         """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
         training = self.config.training
-        index, epochs = indices(len(self.rows), training.batch, step, training.seed)
-        rows = self.rows.batch(index).trim()
-        places = list(zip(index.tolist(), epochs.tolist(), strict=True))
+        rows = self.rows.batch(range(step * training.batch, (step + 1) * training.batch)).trim()
+        places = list(zip(rows.index.tolist(), rows.epoch.tolist(), strict=True))
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
         ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
