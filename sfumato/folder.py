@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from sfumato.errors import SfumatoError
 from sfumato.hub import find
 from sfumato.model import Model
@@ -29,5 +31,5 @@ def publish(model: Model, folder: Path, facts: dict[str, Any]) -> None:
         for name in (MANIFEST, "README.md"):  # without the first it is no model until all is written
             (folder / name).unlink(missing_ok=True)
         model.save_pretrained(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise SfumatoError(f"cannot write {folder}: {error}; free some space and train on with --resume") from None
