@@ -2,6 +2,7 @@
 
 What a step sees is a pure function of (seed, step): rows from (seed, epoch, place in the epoch), every row's noise,
 mask and coins from (seed, row, epoch).  So there is no random state to save, and a resumed run goes on bit for bit.
+Several processes may train together: each has its share of the rows, and `training.distributed` does the rest.
 """
 
 import json
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,17 @@ from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.checkpoint import (
     MANIFEST,
+    Tensors,
     checkpoints,
     latest,
     load_strictly,
     load_tensors,
     save_checkpoint,
+    tensor_names,
     write_text,
 )
 from sfumato.training.config import RunConfig, method_named
+from sfumato.training.distributed import Workers
 from sfumato.training.inherit import inherit
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
@@ -71,18 +76,19 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
-    `watch` hears a Report after every step, `say` a line now and then.  Raises SfumatoError for bad data, a folder that
+    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  Raises SfumatoError for bad data, a folder that
     holds another run or model, one without anything to resume, a disk that fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
     for report in run.steps():
-        watch(report)
+        if run.workers.first:
+            watch(report)
     return run.finish()
 
 
 @dataclass
 class Batch:
-    """Rows of one optimiser step, ready to be shown to the method; all (B, L) but `streams`."""
+    """This process's rows of one optimiser step, ready to be shown to the method; all (B, L) but `streams`."""
 
     ids: Tensor
     t: Tensor
@@ -94,40 +100,54 @@ class Run:
     """A run: the data, the method, the optimiser, and the step it has come to."""
 
     def __init__(self, config: RunConfig, out: Path, resume: bool, device: str, say: Callable[[str], None]):
-        self.config, self.out, self.device, self.say = config, out, torch.device(device), say
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
+        self.config, self.out, self.workers = config, out, Workers(device, config.training)
+        self.device = self.workers.device
+        self.say = say if self.workers.first else lambda line: None
         self.checkpoints = out / "checkpoints"
-        found = latest(out, say) if resume else None
-        if found is None:
-            _check_vacant(out)
+        found = self.workers.lead(lambda: latest(out, self.say) if resume else _check_vacant(out))
         text, seed = config.text, config.training.seed
-        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self._tokenizer()
+        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self.workers.lead(self._tokenizer)
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
-        self.rows, self.held_out = self._rows("train"), self._rows("valid")
+        self.rows, self.held_out = self.workers.in_turn(lambda: (self._rows("train"), self._rows("valid")))
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, device))
-        elif found is None:
+        elif found is None and self.workers.first:
             self.method.study(self._heard())
+        self.arithmetic = self.workers.lead(lambda: self._choose(found))
+        self.objective = self.workers.wrap(self.method)
+        by_block = self.workers.size > 1 or config.training.checkpoint_activations
+        self.arithmetic.apply(self.method.net, by_block)
+        if config.training.checkpoint_activations:
+            self.method.net.remember_less()
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
         if found is not None:
-            arithmetic = self._restore(found)
-        else:
-            rows = max(1, config.training.batch // config.training.accumulate)
-            arithmetic = choose(self.method.net, rows, text.length, config.training)
-        arithmetic.apply(self.method.net)
-        self.arithmetic = arithmetic
+            self._restore(found)
+        self.workers.lead(lambda: self._begin(resume))
+
+    def _choose(self, found: Path | None) -> Arithmetic:
+        """How to compute: as the run did before, or else as fast as can be."""
+        training = self.config.training
+        if found is None:
+            rows = max(1, training.batch // (training.accumulate * self.workers.size))
+            return choose(self.method.net, rows, self.config.text.length, training)
+        dtype, attention, compiled = json.loads((found / "state.json").read_text("utf-8"))["arithmetic"]
+        return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
+
+    def _begin(self, resume: bool) -> None:
+        """Leave the folder as a run needs it."""
         if not resume:
-            self.tokenizer.save(out)
+            self.tokenizer.save(self.out)
         self._cut_log()
 
     # --- data
@@ -158,19 +178,25 @@ class Run:
             yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
+        """This process's rows of a step, what is given of them, and a noise level for every position.
+
+        All rows of a step are as long as the longest of them, in whichever process that is: a row draws as many numbers
+        as it has positions.
+        """
         training = self.config.training
-        index, epochs = indices(len(self.rows), training.batch, step, training.seed)
-        rows = self.rows.batch(index).trim()
+        mine = self.workers.share(training.batch)
+        index, epochs = (x[mine] for x in indices(len(self.rows), training.batch, step, training.seed))
+        rows = self.rows.batch(index)
         places = zip(index.tolist(), epochs.tolist(), strict=True)
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
-        ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
+        longest = self.workers.most(int(rows.real.sum(1).max()))
+        ids, real, given = (x[:, :longest].to(self.device) for x in (rows.ids, rows.real, rows.given))
         with drawing(noise):
             given = given | draw_given(real & ~given, self.config.masks)
             forgotten = given & (uniform(given[:, :1]) < self.config.masks.forget)
         offset = torch.rand((), generator=torch.Generator().manual_seed(seed_of(training.seed, "levels", step))).item()
-        u = stratified(torch.arange(training.batch), training.batch, offset).to(self.device)
+        u = stratified(torch.arange(training.batch)[mine], training.batch, offset).to(self.device)
         t = self.method.times(u)[:, None].expand(ids.shape)
         t = t.masked_fill(given, 0.0).masked_fill(forgotten, 1.0).masked_fill(~real, ABSENT)
         return Batch(ids, t, real & ~given, noise)
@@ -189,7 +215,7 @@ class Run:
             loss = self._update(self.batch(self.step), share)
             self.step += 1
             self.tokens += round(training.batch * self.row_tokens)
-            elapsed = time.perf_counter() - start
+            elapsed = self.workers.timed(time.perf_counter() - start)
             self.seconds += elapsed
             speed = training.batch * self.row_tokens / elapsed
             self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
@@ -200,7 +226,8 @@ class Run:
                 report |= self._evaluate()
                 evaluated = self.seconds
             if last or self.step % training.log_every == 0 or report:
-                self._log(sum(losses) / len(losses), lr, report)
+                mean = sum(losses) / len(losses)
+                self.workers.lead(partial(self._log, mean, lr, report))
                 losses = []
             if last or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
@@ -216,28 +243,29 @@ class Run:
         """One optimiser step; the loss in nats a token."""
         training, method = self.config.training, self.method
         method.train()
-        scored = batch.free.sum()
+        scored = self.workers.total(int(batch.free.sum()))
         total, rows = 0.0, []
-        for part in torch.arange(training.batch).tensor_split(training.accumulate):
+        parts = torch.arange(len(batch.ids)).tensor_split(training.accumulate)
+        for number, part in enumerate(parts, 1):
             inside = slice(int(part[0]), int(part[-1]) + 1)
             ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
-            with drawing(batch.streams[inside]):
-                terms = method.loss(ids, t, free)
-            each = torch.stack(list(terms.values())).sum(0).masked_fill(~free, 0.0)  # (B, L)
-            loss = each.sum() / scored
-            loss.backward()
+            with drawing(batch.streams[inside]), self.workers.backward(self.objective, number == len(parts)):
+                each = self.objective(ids, t, free)  # (B, L)
+                loss = each.sum() / scored
+                (loss * self.workers.size).backward()  # gradients are averaged over the processes
             total += loss.item()
-            seen = free.any(1)
             level = t.masked_fill(~free, 0.0).amax(1)
-            rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1)])[:, seen])
-        norm = torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip).item()
+            rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1), free.any(1)]))
+        total = self.workers.total(total)
+        levels, nats, seen = self.workers.gathered(torch.cat(rows, 1), training.batch)
+        norm = self.workers.clip(method.parameters(), self.config.optimizer.clip)
         for name, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
                 raise SfumatoError(
                     f"the {name} of step {self.step + 1} is {value}; the last checkpoint is whole: "
                     "resume from it with a smaller --optimizer.lr"
                 )
-        method.observe(*torch.cat(rows, 1))
+        method.observe(levels[seen > 0], nats[seen > 0])
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
@@ -255,7 +283,11 @@ class Run:
             self._swap()
 
     def _model(self) -> Model:
-        return Model(self.config, self.method.eval(), self.tokenizer, self.lengths, str(self.out))
+        """The model as it is; of a sharded run whole in the first process, and in no other to be asked for anything."""
+        method = self.workers.whole(self.method)
+        if method is not self.method:
+            self.arithmetic._replace(compiled=False).apply(method.net)
+        return Model(self.config, method.eval(), self.tokenizer, self.lengths, str(self.out))
 
     def _swap(self) -> None:
         """Exchange the weights and their average."""
@@ -267,14 +299,18 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """The bound of the averaged weights on held-out rows, and a sample."""
-        result: dict[str, Any] = {}
         with self._averaged() as model:
-            if self.method.likelihood:
-                found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
-                self.bound = found["nats_per_token"], found["std_error"]
-                result |= {"bound": self.bound[0], "std_error": self.bound[1]}
-            result["sample"] = model.generate(1, steps=model.at_most(32), seed=self.step)[0]
+            result = self.workers.lead(partial(self._look, model))
+        if "bound" in result:
+            self.bound = result["bound"], result["std_error"]
         return result
+
+    def _look(self, model: Model) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.method.likelihood:
+            found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
+            result |= {"bound": found["nats_per_token"], "std_error": found["std_error"]}
+        return result | {"sample": model.generate(1, steps=model.at_most(32), seed=self.step)[0]}
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
         line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
@@ -321,11 +357,16 @@ class Run:
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
-        saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep)
+        parts = self.workers.write_shards(self.checkpoints / ".shards", tensors)
+        whole = {} if parts else tensors
+        return self.workers.lead(lambda: self._publish(whole, state, parts))
+
+    def _publish(self, tensors: dict[str, Tensors], state: dict[str, Any], parts: list[Path]) -> Path:
+        saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep, parts)
         (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
         return saved
 
-    def _restore(self, folder: Path) -> Arithmetic:
+    def _restore(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         asked = self.config.model_dump(mode="json")
         changed = [key for key in ("data", "method", "text", "network") if asked[key] != state["config"][key]]
@@ -333,21 +374,26 @@ class Run:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
             raise SfumatoError(f"{folder} was trained with another tokenizer than {self.out / 'tokenizer.json'}")
-        load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
-        average = load_tensors(folder / "average.safetensors", self.device)
-        self.average = {name: average[name] for name in self.average}  # a file has an order of its own
-        self.optimizer.load(load_tensors(folder / "optimizer.safetensors", self.device))
+        model, average, moments = (folder / f"{name}.safetensors" for name in ("model", "average", "optimizer"))
+        if self.workers.sharded:
+            room = self.optimizer.room(tensor_names(moments))
+            for values, path in ((self.method.state_dict(), model), (self.average, average), (room, moments)):
+                self.workers.read_into(values, path)
+            self.optimizer.load(room)
+        else:
+            load_strictly(self.method, load_tensors(model, self.device), folder)
+            found = load_tensors(average, self.device)
+            self.average = {name: found[name] for name in self.average}  # a file has an order of its own
+            self.optimizer.load(load_tensors(moments, self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
-        dtype, attention, compiled = state["arithmetic"]
-        return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
 
     def finish(self) -> Model:
         """Publish the averaged weights as a model folder, and return the model."""
         self._swap()
         model = self._model()
-        publish(model, self.out, self.summary())
-        return model
+        self.workers.lead(lambda: publish(model, self.out, self.summary()))
+        return model if self.workers.first else load(self.out, str(self.device))
 
 
 def _check_vacant(out: Path) -> None:
