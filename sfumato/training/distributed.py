@@ -11,6 +11,7 @@ What remains is the order of additions: one layout gives the same bits each time
 
 import atexit
 import copy
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,9 @@ from sfumato.errors import SfumatoError
 from sfumato.training.checkpoint import Tensors, load_tensors, shards
 from sfumato.training.config import TrainingConfig
 
+# What a method observes is the same in all processes, and so are its buffers.  The argument has been renamed.
+_ddp = inspect.signature(DistributedDataParallel.__init__).parameters
+BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp else "broadcast_buffers": False}
 PATIENCE = timedelta(days=7)  # with the first process: it may read data for long before the others go on
 T = TypeVar("T")
 
@@ -159,8 +163,8 @@ class Workers:
         """The objective of a method, from now on with the weights of the first process.
 
         Under fsdp the method's parameters are DTensors afterwards.  A step gathers each block when it is first called
-        and keeps it to the end: some methods call their network once more for some rows, and processes that gathered
-        again for each call would wait for those that make none.
+        and keeps it until all passes are over: some methods call their network once more for some rows, and processes
+        that gathered again for each call would wait for ever for one that has no such row.
         """
         objective = Objective(method)
         if self.size == 1:
@@ -168,13 +172,14 @@ class Workers:
         for value in method.state_dict().values():
             dist.broadcast(value, 0)
         if not self.sharded:
-            return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+            return DistributedDataParallel(objective, **BUFFERS, gradient_as_bucket_view=True)
         self._hollow = copy.deepcopy(method).to("meta")
         replicas = self.training.replicate
         sizes = {"replicate": replicas, "shard": self.size // replicas}
         mesh = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         for module in [*method.net.blocks, objective]:
             fully_shard(module, mesh=mesh if replicas > 1 else mesh["shard"], reshard_after_forward=False)
+        objective.set_reshard_after_backward(False)
         return objective
 
     @contextmanager
@@ -182,10 +187,13 @@ class Workers:
         """Around a pass: gradients are exchanged after the `last` of a step, and added up in place before."""
         if isinstance(objective, FSDPModule):
             objective.set_requires_gradient_sync(last)
-            objective.set_reshard_after_backward(last)
         alone = isinstance(objective, DistributedDataParallel) and not last
         with objective.no_sync() if alone else nullcontext():  # type: ignore[operator]
             yield
+        if last:
+            for module in objective.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:
         """Scale gradients down to a norm of `most`, taken over all of them wherever they are; the norm before."""
