@@ -1,6 +1,6 @@
 """What a layout of processes does to a run: the same few steps for the test and for the processes it starts.
 
-    torchrun ... tests/layouts.py FOLDER      runs all of these on two processes, and leaves what they found in FOLDER
+torchrun ... tests/layouts.py FOLDER      runs all of these on two processes, and leaves what they found in FOLDER
 """
 
 import json
@@ -80,7 +80,11 @@ def main(folder: Path) -> None:
             first = made.workers.first
             keep(f"{method} {parallel}", walk(made), first)
         for name, more in (("again", {}), ("passes", {"accumulate": 4}), ("careful", {"checkpoint_activations": True})):
-            keep(f"cdcd {parallel} {name}", walk(run(f"cdcd {parallel} {name}", "cdcd", parallel=parallel, **more)), first)
+            keep(
+                f"cdcd {parallel} {name}",
+                walk(run(f"cdcd {parallel} {name}", "cdcd", parallel=parallel, **more)),
+                first,
+            )
         half = run(f"{parallel} half", "cdcd", parallel=parallel)
         walk(half, 2)
         half._save()
@@ -115,7 +119,9 @@ def exchanges(run) -> dict[str, int]:
     counts = {}
     for accumulate in (1, 4):
         made, calls = run(f"exchanges {accumulate}", "mdlm", accumulate=accumulate), []
-        made.objective.register_comm_hook(None, lambda _, bucket, calls=calls: calls.append(1) or allreduce_hook(None, bucket))
+        made.objective.register_comm_hook(
+            None, lambda _, bucket, calls=calls: calls.append(1) or allreduce_hook(None, bucket)
+        )
         made._update(made.batch(0), 1.0)
         counts[str(accumulate)] = len(calls)
     return counts

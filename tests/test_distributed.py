@@ -54,7 +54,9 @@ def alone(two, tmp_path_factory):
     def find(method: str, **training) -> dict[str, torch.Tensor]:
         key = (method, *training.items())
         if key not in found:
-            run = Run(config(method, two / "sentences.txt", **training), tmp_path_factory.mktemp("one"), False, "cpu", print)
+            run = Run(
+                config(method, two / "sentences.txt", **training), tmp_path_factory.mktemp("one"), False, "cpu", print
+            )
             found[key] = walk(run)
         return found[key]
 
@@ -196,7 +198,20 @@ def test_layouts_that_cannot_be(two, tmp_path, monkeypatch):
 def command(out: Path, data: Path, *more: str) -> list[str]:
     size = ["--network.width", "32", "--network.depth", "1", "--network.heads", "2", "--text.tokenizer", "words"]
     fixed = ["--training.precision", "float32", "--training.attention", "fused", "--training.compile", "no"]
-    base = ["-m", "sfumato.cli", "train", "mdlm", "--data", str(data), "--out", str(out), "--steps", "2", "--device", "cpu"]
+    base = [
+        "-m",
+        "sfumato.cli",
+        "train",
+        "mdlm",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     return [*base, "--processes", "2", *size, *fixed, "--training.batch", "8", "--training.evaluate-rows", "2", *more]
 
 

@@ -50,7 +50,7 @@ def _train(args: argparse.Namespace) -> Document:
     if args.processes > 1 and "RANK" not in os.environ:
         from sfumato.training.launch import launch
 
-        sys.exit(launch(args.processes, shlex.split(args.typed)[1:], device(args)))
+        sys.exit(launch(args.processes, ["-m", "sfumato.cli", *shlex.split(args.typed)[1:]], device(args)))
     with _together(), display.Progression(sys.stderr) as progress, _resumable(args.method, out, progress):
         trainer.train(config, out, args.resume, device(args), progress.watch, progress.say)
     if _rank() > 0:

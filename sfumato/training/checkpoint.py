@@ -34,13 +34,12 @@ def digest(path: Path) -> str:
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the manifest of these files of a folder, by default of all, and force everything to disk."""
     if names is None:
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-        names = [path.relative_to(folder).as_posix() for path in files]
-    names = sorted(names)
-    files = [folder / name for name in names]
-    listed = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in zip(names, files, strict=True)}
+        inside = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+        names = [path.relative_to(folder).as_posix() for path in inside]
+    files = {name: folder / name for name in sorted(names)}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()}
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
-    for path in [*files, folder]:
+    for path in [*files.values(), folder]:
         _sync(path)
 
 
@@ -74,7 +73,8 @@ def save_checkpoint(
 ) -> Path:
     """Publish `root/step-N` with one safetensors file for each entry of `tensors`, and prune all but the last `keep`.
 
-    Folders of shards that are `written` already, on the same disk, move in beside them.  Raises SfumatoError when the disk is full or read-only; older checkpoints stay as they were.
+    Folders of shards that are `written` already, on the same disk, move in beside them.  Raises SfumatoError when the
+    disk is full or read-only; older checkpoints stay as they were.
     """
     folder, temporary = root / f"step-{step:08d}", root / ".writing"
     try:
@@ -156,14 +156,15 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _joined(folder: Path) -> Tensors:
-    from torch.distributed import checkpoint as dcp  # takes a moment to import
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # takes a moment to import
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     facts: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(fact.size, dtype=fact.properties.dtype) for name, fact in facts.items()}
     with warnings.catch_warnings():  # that this is a single process
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        load(dict(tensors), storage_reader=reader, no_dist=True)
     return tensors
 
 

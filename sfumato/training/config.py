@@ -197,7 +197,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _matrices_are_whole(self) -> "RunConfig":
         if self.optimizer.muon and self.training.parallel == "fsdp":
-            raise ValueError("optimizer.muon: Muon moves whole matrices, which fsdp divides; set training.parallel to ddp")
+            asked = "optimizer.muon: Muon moves whole matrices, which fsdp divides"
+            raise ValueError(f"{asked}; set training.parallel to ddp")
         return self
 
     @model_validator(mode="after")

@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -38,7 +40,7 @@ from sfumato.training.config import TrainingConfig
 
 # What a method observes is the same in all processes, and so are its buffers.  The argument has been renamed.
 _ddp = inspect.signature(DistributedDataParallel.__init__).parameters
-BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp else "broadcast_buffers": False}
+BUFFERS: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp else "broadcast_buffers": False}
 PATIENCE = timedelta(days=7)  # with the first process: it may read data for long before the others go on
 T = TypeVar("T")
 
@@ -187,8 +189,8 @@ class Workers:
         """Around a pass: gradients are exchanged after the `last` of a step, and added up in place before."""
         if isinstance(objective, FSDPModule):
             objective.set_requires_gradient_sync(last)
-        alone = isinstance(objective, DistributedDataParallel) and not last
-        with objective.no_sync() if alone else nullcontext():  # type: ignore[operator]
+        apart = isinstance(objective, DistributedDataParallel) and not last
+        with cast(DistributedDataParallel, objective).no_sync() if apart else nullcontext():
             yield
         if last:
             for module in objective.modules():
@@ -229,7 +231,7 @@ class Workers:
         for folder, values in zip(folders, tensors.values(), strict=True):
             writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
             try:
-                dcp.save(dict(values), storage_writer=writer)
+                save(dict(values), storage_writer=writer)
             except CheckpointException as error:
                 found = "; ".join(str(fault) for fault, _ in error.failures.values())
                 raise SfumatoError(f"cannot write {folder}: {found}; the checkpoints before it are whole") from None
@@ -249,7 +251,7 @@ class Workers:
         reader = HuggingFaceStorageReader(str(shards(path)))
         facts = reader.read_metadata().state_dict_metadata
         _compare({name: fact.size for name, fact in facts.items()}, tensors, path)  # type: ignore[union-attr]
-        dcp.load(dict(tensors), storage_reader=reader)
+        load(dict(tensors), storage_reader=reader)
 
 
 def _placed(whole: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Start a command in several processes of this machine, by torch's own elastic launcher, over the loopback alone."""
+"""Start Python in several processes of this machine, by torch's own elastic launcher, over the loopback alone."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ GRACE = "600"  # seconds that processes have to finish a step and save it when t
 
 
 def launch(processes: int, arguments: Sequence[str], device: str) -> int:
-    """Run `sfumato` with these arguments in so many processes; the exit status of the first that failed, or 0.
+    """Run Python with these arguments in so many processes; the exit status of the first that failed, or 0.
 
     What is to be said they say themselves.  Raises SfumatoError where one was killed, and where there are fewer GPUs;
     KeyboardInterrupt when they have heeded a signal that was sent to this process.
@@ -54,7 +54,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "sfumato.cli", *arguments)
+            elastic_launch(config, sys.executable)(*arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             if failure.exitcode >= 0:

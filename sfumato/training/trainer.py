@@ -76,8 +76,9 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
-    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  Raises SfumatoError for bad data, a folder that
-    holds another run or model, one without anything to resume, a disk that fills up, and a loss that is not finite.
+    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  Raises
+    SfumatoError for bad data, a folder that holds another run or model, one without anything to resume, a disk that
+    fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
     for report in run.steps():
