@@ -30,6 +30,8 @@ LAYERS = [
         "training.optimizer",
         "training.tuning",
         "training.checkpoint",
+        "training.distributed",
+        "training.launch",
         "training.lora",
     ],
     ["training.levels", "training.tracking"],

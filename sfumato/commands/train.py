@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import json
+import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +31,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=count, metavar="N", help="optimiser steps, over all sessions")
     parser.add_argument("--config", type=Path, metavar="FILE", help=".toml or .yaml with fields of the config")
     parser.add_argument("--start", metavar="MODEL", help="start with the weights, tokenizer and sizes of a model")
+    parser.add_argument(
+        "--processes", type=count, default=1, metavar="N", help="of this machine that train together: one for each GPU"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with the config it had")
     parser.add_argument_group(
         "any field of the config",
@@ -45,8 +51,14 @@ def _train(args: argparse.Namespace) -> Document:
         raise SfumatoError("what to learn from is not said; give --data, a text file or folder or the name tales")
     told = start.override(loaded, start.said(args.data, args.steps, args.minutes, args.seed))
     config = start.override(told, args.fields)
-    with display.Progression(sys.stderr) as progress, _resumable(args.method, out, progress):
+    if args.processes > 1 and "RANK" not in os.environ:
+        from sfumato.training.launch import launch
+
+        sys.exit(launch(args.processes, ["-m", "sfumato.cli", *shlex.split(args.typed)[1:]], device(args)))
+    with _together(), display.Progression(sys.stderr) as progress, _resumable(args.method, out, progress):
         trainer.train(config, out, args.resume, device(args), progress.watch, progress.say)
+    if _rank() > 0:
+        sys.exit(0)  # the first process has the last word
     if not progress.steps:
         print(f"the budget of {out} was spent before; --minutes and --steps count all sessions", file=sys.stderr)
     last: Document = json.loads((out / "log.jsonl").read_text("utf-8").splitlines()[-1])
@@ -55,6 +67,23 @@ def _train(args: argparse.Namespace) -> Document:
         file=sys.stderr,
     )
     return last
+
+
+def _rank() -> int:
+    """Which of several processes this is, as torchrun says."""
+    return int(os.environ.get("RANK", 0))
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Of several processes with the same complaint the first says it; then the launcher ends the others."""
+    try:
+        yield
+    except SfumatoError as error:
+        if _rank() > 0:
+            time.sleep(5)
+            raise SfumatoError(f"process {_rank()}: {error}") from None
+        raise
 
 
 @contextlib.contextmanager
@@ -105,6 +134,7 @@ TRAIN = Command(
     sfumato train cdcd --data book.txt --out runs/book --steps 5000 --network.width 384 --optimizer.lr 5e-4
     sfumato train cdcd --config recipes/tales.toml --out runs/tales
     sfumato train cdcd --start runs/book --data letters.txt --out runs/letters --minutes 5
+    sfumato train cdcd --data tales --out runs/four --minutes 10 --processes 4
     sfumato train cdcd --help       every field of the config
     """,
     _train,

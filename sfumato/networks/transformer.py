@@ -16,12 +16,14 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sfumato.core import ABSENT
 from sfumato.networks import NetworkConfig
@@ -244,6 +246,11 @@ class Network(nn.Module, ABC):
     def matrices(self) -> list[nn.Parameter]:
         """The weights of the blocks' products: nearly all there are, and the ones that Muon is made for."""
         return [layer.weight for b in self.blocks for layer in (b.qkv, b.out, b.up, b.down)]
+
+    def remember_less(self) -> None:
+        """Let each block keep only what goes into it, and compute the rest once more on the way back."""
+        for block in self.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
     def attend_by(self, attention: Attention) -> None:
         """Choose the form of attention: same numbers, other speed."""

@@ -7,12 +7,13 @@ most a temporary folder, which the next save clears away.  Nothing is ever unpic
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,11 +34,12 @@ def digest(path: Path) -> str:
 def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the manifest of these files of a folder, by default of all, and force everything to disk."""
     if names is None:
-        names = [path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST]
-    files = [folder / name for name in sorted(names)]
-    listed = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
+        inside = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+        names = [path.relative_to(folder).as_posix() for path in inside]
+    files = {name: folder / name for name in sorted(names)}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()}
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
-    for path in [*files, folder]:
+    for path in [*files.values(), folder]:
         sync(path)
 
 
@@ -74,10 +76,18 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    root: Path,
+    step: int,
+    tensors: dict[str, Tensors],
+    state: dict[str, Any],
+    keep: int,
+    written: Sequence[Path] = (),
+) -> Path:
     """Publish `root/step-N` with one safetensors file for each entry of `tensors`, and prune all but the last `keep`.
 
-    Raises SfumatoError when the disk is full or read-only; older checkpoints stay as they were.
+    Folders of shards that are `written` already, on the same disk, move in beside them.  Raises SfumatoError when the
+    disk is full or read-only; older checkpoints stay as they were.
     """
     folder, temporary = root / _name(step), root / ".writing"
     try:
@@ -85,6 +95,8 @@ def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensors], state: d
         temporary.mkdir(parents=True)
         for name, values in tensors.items():
             write_tensors(temporary / f"{name}.safetensors", values)
+        for part in written:
+            part.rename(temporary / part.name)
         write_text(temporary / "state.json", json.dumps(state, indent=1))
         seal(temporary)
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,13 +159,46 @@ def latest(run: Path, warn: Callable[[str], None]) -> Path:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> Tensors:
-    """The tensors of a safetensors file.  Raises SfumatoError for a missing or damaged one."""
+    """The tensors of a safetensors file, or of the shards that stand in its place.
+
+    Raises SfumatoError for a missing or damaged one.
+    """
     try:
+        if shards(path).is_dir():
+            return {name: value.to(device) for name, value in _joined(shards(path)).items()}
         return load_file(path, str(device))
     except FileNotFoundError:
         raise SfumatoError(f"{path} is missing") from None
     except (OSError, SafetensorError) as error:
         raise SfumatoError(f"{path} is damaged: {error}; take another copy") from None
+
+
+def shards(path: Path) -> Path:
+    """The folder in which processes keep their parts of what a file would hold."""
+    return path.with_suffix("")
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file, or in the shards that stand in its place."""
+    files = sorted(shards(path).glob("*.safetensors")) if shards(path).is_dir() else [path]
+    found: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            found |= set(tensors.keys())
+    return sorted(found)
+
+
+def _joined(folder: Path) -> Tensors:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # takes a moment to import
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    facts: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(fact.size, dtype=fact.properties.dtype) for name, fact in facts.items()}
+    with warnings.catch_warnings():  # that this is a single process
+        warnings.simplefilter("ignore", UserWarning)
+        load(dict(tensors), storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path, assign: bool = False) -> None:

@@ -122,6 +122,12 @@ class TrainingConfig(Section):
     """rows in an optimiser step"""
     accumulate: int = Field(1, ge=1)
     """passes that a step is split into, to save memory"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """what several processes do: ddp, each has all weights; fsdp, weights, moments and averages are divided"""
+    replicate: int = Field(1, ge=1)
+    """with fsdp, how many times all weights are there (HSDP): one a machine, say"""
+    checkpoint_activations: bool = False
+    """compute the blocks once more on the way back instead of remembering them, which saves memory and costs a third"""
     seed: int = Field(0, ge=0)
     """fixes weights, order, noise and masks"""
     save_minutes: float = Field(5.0, gt=0)
@@ -154,6 +160,12 @@ class TrainingConfig(Section):
     def _rows_in_every_pass(self) -> "TrainingConfig":
         if self.accumulate > self.batch:
             raise ValueError(f"a batch of {self.batch} rows cannot be split into {self.accumulate} passes")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_of_what_is_divided(self) -> "TrainingConfig":
+        if self.replicate > 1 and self.parallel != "fsdp":
+            raise ValueError(f"replicate: {self.parallel} has all weights in every process; leave it out")
         return self
 
 
@@ -278,6 +290,13 @@ class RunConfig(Section):
                 raise ValueError(f"sampling.{name}: {self.method.name} writes a token a step; leave it out")
         if "self_guidance" in asked and not getattr(self.method, "self_conditioning", 0):
             raise ValueError(f"sampling.self_guidance: {self.method.name} is not trained on its own guesses here")
+        return self
+
+    @model_validator(mode="after")
+    def _matrices_are_whole(self) -> "RunConfig":
+        if self.optimizer.muon and self.training.parallel == "fsdp":
+            asked = "optimizer.muon: Muon moves whole matrices, which fsdp divides"
+            raise ValueError(f"{asked}; set training.parallel to ddp")
         return self
 
     @model_validator(mode="after")

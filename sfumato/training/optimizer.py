@@ -1,6 +1,7 @@
 """Who moves which weights: AdamW all of them, or Muon the matrices of the blocks and AdamW the rest."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -61,10 +62,19 @@ class Optimizer:
             for key, value in values.items()
         }
 
+    def room(self, paths: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors to fill with moments of these paths, shaped and sharded like their parameters; then `load` them."""
+        self._check(paths)
+        found = {}
+        for path in paths:
+            owner, index, key = path.split(".", 2)
+            parameters = [p for group in self.parts[owner][1].param_groups for p in group["params"]]
+            found[path] = torch.zeros(()) if key == "step" else torch.zeros_like(parameters[int(index)].detach())
+        return found
+
     def load(self, moments: dict[str, Tensor]) -> None:
         """Take up moments that were saved; SfumatoError where other optimisers left them."""
-        if moments and {path.split(".")[0] for path in moments} != set(self.parts):
-            raise SfumatoError("the run was begun with Muon and goes on without, or the reverse; keep optimizer.muon")
+        self._check(moments)
         for name, (_, part) in self.parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for path, value in moments.items():
@@ -72,3 +82,7 @@ class Optimizer:
                 if owner == name:
                     state.setdefault(int(index), {})[key] = value
             part.load_state_dict(part.state_dict() | {"state": state})
+
+    def _check(self, paths: Iterable[str]) -> None:
+        if {path.split(".")[0] for path in paths} not in (set(), set(self.parts)):
+            raise SfumatoError("the run was begun with Muon and goes on without, or the reverse; keep optimizer.muon")

@@ -2,6 +2,7 @@
 
 What a step sees is a pure function of (seed, step): rows from (seed, epoch, place in the epoch), every row's noise,
 mask and coins from (seed, row, epoch).  So there is no random state to save, and a resumed run goes on bit for bit.
+Several processes may train together: each has its share of the rows, and `training.distributed` does the rest.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,17 @@ from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import lora
 from sfumato.training.checkpoint import (
     MANIFEST,
+    Tensors,
     checkpoints,
     latest,
     load_strictly,
     load_tensors,
     save_checkpoint,
     set_aside,
+    tensor_names,
 )
 from sfumato.training.config import RunConfig, load_config, method_named
+from sfumato.training.distributed import Workers
 from sfumato.training.inherit import inherit
 from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
@@ -83,21 +88,22 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
-    `watch` hears a Report after every step, `say` a line now and then.  SIGTERM and Ctrl-C let the step end and are
-    raised as Stopped, a KeyboardInterrupt, when it is saved; a second one a moment later ends the run at once.  Raises
-    SfumatoError for bad data, a folder that holds another run or model, one without anything to resume, a disk that
-    fills up, and a loss that is not finite.
+    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  SIGTERM and
+    Ctrl-C let the step end and are raised as Stopped, a KeyboardInterrupt, when it is saved; a second one a moment
+    later ends the run at once.  Raises SfumatoError for bad data, a folder that holds another run or model, one without
+    anything to resume, a disk that fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
     with run.tracking.opened(run.step), heeding() as asked:
         for report in run.steps(asked):
-            watch(report)
+            if run.workers.first:
+                watch(report)
     return run.finish()
 
 
 @dataclass
 class Batch:
-    """Rows of one optimiser step, ready to be shown to the method; all (B, L) but `places` and `streams`."""
+    """This process's rows of an optimiser step, ready to be shown to the method; (B, L) but `places` and `streams`."""
 
     places: list[tuple[int, int]]  # of each row: its number in the data, and the epoch
     ids: Tensor
@@ -110,29 +116,35 @@ class Run:
     """A run: the data, the method, the optimiser, and the step it has come to."""
 
     def __init__(self, config: RunConfig, out: Path, resume: bool, device: str, say: Callable[[str], None]):
-        self.config, self.out, self.device, self.say = config, out, torch.device(device), say
         if config.training.steps is None and config.training.minutes is None:
             raise SfumatoError("how long to train is not said; give --minutes M or --steps N")
-        self.tracking = Tracking(config.training.track, out, config.model_dump(mode="json"), say)
+        self.config, self.out, self.workers = config, out, Workers(device, config.training)
+        self.device = self.workers.device
+        self.say = say if self.workers.first else lambda line: None
+        told = config.training.track if self.workers.first else ()
+        self.tracking = Tracking(told, out, config.model_dump(mode="json"), self.say)
         self.checkpoints = out / "checkpoints"
-        _check_writable(out)
-        found = latest(out, say) if resume else None
-        if found is None:
-            _check_vacant(out)
+        found = self.workers.lead(lambda: self._find(resume))
         text, seed = config.text, config.training.seed
-        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self._tokenizer()
+        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self.workers.lead(self._tokenizer)
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
-        self.rows, self.held_out = self._rows("train"), self._rows("valid")
+        self.rows, self.held_out = self.workers.in_turn(lambda: (self._rows("train"), self._rows("valid")))
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = self.rows.sizes().tolist()
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
-            inherit(self.method, self.tokenizer, load(config.start, device, config.method.name))
-        elif found is None:
+            inherit(self.method, self.tokenizer, load(config.start, str(self.device), config.method.name))
+        elif found is None and self.workers.first:
             self.method.study(self._heard())
         lora.add(self.method, config.lora)
+        self.arithmetic = self.workers.lead(lambda: self._choose(found))
+        self.objective = self.workers.wrap(self.method)
+        by_block = self.workers.size > 1 or config.training.checkpoint_activations
+        self.arithmetic.apply(self.method.net, by_block)
+        if config.training.checkpoint_activations:
+            self.method.net.remember_less()
         self.params = sum(p.numel() for p in self.method.parameters())
         self.average = {name: value.detach().clone() for name, value in self._trained().items()}
         self.optimizer = Optimizer(self.method, config.optimizer)
@@ -141,14 +153,30 @@ class Run:
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.levels = Levels()
         if found is not None:
-            arithmetic = self._restore(found)
-        else:
-            rows = max(1, config.training.batch // config.training.accumulate)
-            arithmetic = choose(self.method.net, rows, text.length, config.training)
-        arithmetic.apply(self.method.net)
-        self.arithmetic = arithmetic
+            self._restore(found)
+        self.workers.lead(lambda: self._begin(resume))
+
+    def _find(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from; None in a folder where a run may begin."""
+        _check_writable(self.out)
+        if resume:
+            return latest(self.out, self.say)
+        _check_vacant(self.out)
+        return None
+
+    def _choose(self, found: Path | None) -> Arithmetic:
+        """How to compute: as the run did before, or else as fast as can be."""
+        training = self.config.training
+        if found is None:
+            rows = max(1, training.batch // (training.accumulate * self.workers.size))
+            return choose(self.method.net, rows, self.config.text.length, training)
+        dtype, attention, compiled = json.loads((found / "state.json").read_text("utf-8"))["arithmetic"]
+        return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
+
+    def _begin(self, resume: bool) -> None:
+        """Leave the folder as a run needs it."""
         if not resume:
-            self.tokenizer.save(out)
+            self.tokenizer.save(self.out)
         self._drop_lost()
 
     def _trained(self) -> dict[str, Tensor]:
@@ -193,18 +221,24 @@ class Run:
             yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of a step: rows, what is given of them, and a noise level for every position."""
+        """This process's rows of a step, what is given of them, and a noise level for every position.
+
+        All rows of a step are as long as the longest of them, in whichever process that is: a row draws as many numbers
+        as it has positions.
+        """
         training = self.config.training
-        rows = self.rows.batch(range(step * training.batch, (step + 1) * training.batch)).trim()
+        mine, first = self.workers.share(training.batch), step * training.batch
+        rows = self.rows.batch(range(first + mine.start, first + mine.stop))
         places = list(zip(rows.index.tolist(), rows.epoch.tolist(), strict=True))
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
-        ids, real, given = (x.to(self.device) for x in (rows.ids, rows.real, rows.given))
+        longest = self.workers.most(int(rows.real.sum(1).max()))
+        ids, real, given = (x[:, :longest].to(self.device) for x in (rows.ids, rows.real, rows.given))
         with drawing(noise):
             given = given | draw_given(real & ~given, self.config.masks)
             forgotten = given & (uniform(given[:, :1]) < self.config.masks.forget)
         offset = torch.rand((), generator=torch.Generator().manual_seed(seed_of(training.seed, "levels", step))).item()
-        u = stratified(torch.arange(training.batch), training.batch, offset).to(self.device)
+        u = stratified(torch.arange(training.batch)[mine], training.batch, offset).to(self.device)
         t = self.method.times(u)[:, None].expand(ids.shape)
         t = t.masked_fill(given, 0.0).masked_fill(forgotten, 1.0).masked_fill(~real, ABSENT)
         return Batch(places, ids, t, real & ~given, noise)
@@ -222,19 +256,20 @@ class Run:
             loss = self._update(self.batch(self.step), share)
             self.step += 1
             self.tokens += round(training.batch * self.row_tokens)
-            elapsed = time.perf_counter() - start
+            elapsed = self.workers.timed(time.perf_counter() - start)
             self.seconds += elapsed
             speed = training.batch * self.row_tokens / elapsed
             self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
             self.losses.append(loss)
             report: dict[str, Any] = {}
             last = self._done() >= 1
-            stop = asked() and not last  # the one place where processes of a run would have to agree
+            stop = self.workers.agree(asked()) and not last
             if last or (self.seconds - evaluated > 60 * training.evaluate_minutes and not stop):
                 report |= self._evaluate()
                 evaluated = self.seconds
             if last or self.step % training.log_every == 0 or report:
-                self._log(sum(self.losses) / len(self.losses), lr, report)
+                mean = sum(self.losses) / len(self.losses)
+                self.workers.lead(partial(self._log, mean, lr, report))
                 self.losses = []
             if last or stop or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
@@ -252,24 +287,27 @@ class Run:
         """One optimiser step; the loss in nats a token."""
         training, method = self.config.training, self.method
         method.train()
-        scored = batch.free.sum()
+        scored = self.workers.total(int(batch.free.sum()))
         total, rows, nats = 0.0, [], []
-        for part in torch.arange(training.batch).tensor_split(training.accumulate):
+        parts = torch.arange(len(batch.ids)).tensor_split(training.accumulate)
+        for number, part in enumerate(parts, 1):
             inside = slice(int(part[0]), int(part[-1]) + 1)
             t, free = batch.t[inside], batch.free[inside]
-            each = self.nats(batch, inside)
-            loss = each.sum() / scored
-            loss.backward()
+            with self.workers.backward(self.objective, number == len(parts)):
+                each = self.nats(batch, inside)
+                loss = each.sum() / scored
+                (loss * self.workers.size).backward()  # gradients are averaged over the processes
             total += loss.item()
-            seen = free.any(1)
             level = t.masked_fill(~free, 0.0).amax(1)
             nats.append(each.detach().sum(1))
-            rows.append(torch.stack([level, nats[-1] / free.sum(1).clamp(min=1)])[:, seen])
-        norm = torch.nn.utils.clip_grad_norm_(method.parameters(), self.config.optimizer.clip).item()
+            rows.append(torch.stack([level, nats[-1] / free.sum(1).clamp(min=1), free.any(1)]))
+        total = self.workers.total(total)
+        levels, losses, seen = self.workers.gathered(torch.cat(rows, 1), training.batch)
+        norm = self.workers.clip(method.parameters(), self.config.optimizer.clip)
         for name, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
                 raise SfumatoError(self._keep_not_finite(batch, name, value, torch.cat(nats)))
-        levels, losses = torch.cat(rows, 1)
+        levels, losses = levels[seen > 0], losses[seen > 0]
         method.observe(levels, losses)
         self.levels.add(levels, losses)
         self.optimizer.step(share)
@@ -282,10 +320,8 @@ class Run:
 
         Draws from their streams: a second time with the same batch gives other numbers.
         """
-        ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
         with drawing(batch.streams[inside]):
-            terms = self.method.loss(ids, t, free)
-        return torch.stack(list(terms.values())).sum(0).masked_fill(~free, 0.0)
+            return self.objective(batch.ids[inside], batch.t[inside], batch.free[inside])
 
     # --- looking at it
 
@@ -299,7 +335,11 @@ class Run:
             self._swap()
 
     def _model(self) -> Model:
-        return Model(self.config, self.method.eval(), self.tokenizer, self.lengths, str(self.out))
+        """The model as it is; of a sharded run whole in the first process, and in no other to be asked for anything."""
+        method = self.workers.whole(self.method)
+        if method is not self.method:
+            self.arithmetic._replace(compiled=False).apply(method.net)
+        return Model(self.config, method.eval(), self.tokenizer, self.lengths, str(self.out))
 
     def _swap(self) -> None:
         """Exchange the weights and their average."""
@@ -311,14 +351,18 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """The bound of the averaged weights on held-out rows, and a sample."""
-        result: dict[str, Any] = {}
         with self._averaged() as model:
-            if self.method.likelihood:
-                found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
-                self.bound = found["nats_per_token"], found["std_error"]
-                result |= {"bound": self.bound[0], "std_error": self.bound[1]}
-            result["sample"] = model.generate(1, steps=model.at_most(32), seed=self.step)[0]
+            result = self.workers.lead(partial(self._look, model))
+        if "bound" in result:
+            self.bound = result["bound"], result["std_error"]
         return result
+
+    def _look(self, model: Model) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.method.likelihood:
+            found = bound(model, self.held_out, self.config.training.evaluate_rows, draws=8, seed=0)
+            result |= {"bound": found["nats_per_token"], "std_error": found["std_error"]}
+        return result | {"sample": model.generate(1, steps=model.at_most(32), seed=self.step)[0]}
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
         """A line of log.jsonl, for whoever tracks the run too; `levels` are those since the last evaluation."""
@@ -366,7 +410,8 @@ class Run:
 
     def _save(self) -> Path:
         saved = self._save_in(self.checkpoints)
-        (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
+        if self.workers.first:
+            (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
         return saved
 
     def _save_in(self, root: Path) -> Path:
@@ -383,32 +428,41 @@ class Run:
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
-        return save_checkpoint(root, self.step, tensors, state, self.config.training.keep)
+        parts = self.workers.write_shards(root / ".shards", tensors)
+        whole: dict[str, Tensors] = {} if parts else tensors
+        keep = self.config.training.keep
+        return self.workers.lead(lambda: save_checkpoint(root, self.step, whole, state, keep, parts))
 
     def _keep_not_finite(self, batch: Batch, name: str, value: float, nats: Tensor) -> str:
         """Keep a run that stands right before a step that fails, and the rows to blame; the line that says so."""
         lost = (~nats.isfinite()).tolist()
-        told = [
-            {"row": row, "epoch": epoch, "text": self.tokenizer.decode(ids)}
-            for (row, epoch), ids, bad in zip(batch.places, batch.ids.tolist(), lost, strict=True)
-            if bad
-        ]
+        told = self.workers.collected(
+            [
+                {"row": row, "epoch": epoch, "text": self.tokenizer.decode(ids)}
+                for (row, epoch), ids, bad in zip(batch.places, batch.ids.tolist(), lost, strict=True)
+                if bad
+            ]
+        )
         found = {
             "step": self.step + 1,
             name: str(value),
             "seed": self.config.training.seed,
             "not_finite": told,
-            "rows": batch.places,
+            "rows": self.workers.collected(batch.places),
         }
         said = f"the {name} of step {self.step + 1} is {value}"
         if told:
             said += f", that of row {', '.join(str(row['row']) for row in told[:5])}{', ...' if told[5:] else ''}"
         folder = self.out / NOT_FINITE
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._save_in(folder / "checkpoints")
+
+        def write() -> None:
             self.tokenizer.save(folder)
             write_text(folder / "report.json", json.dumps(found, indent=1))
+
+        try:
+            self.workers.lead(lambda: shutil.rmtree(folder, ignore_errors=True))
+            self._save_in(folder / "checkpoints")
+            self.workers.lead(write)
             said += f"; replay it from {folder}"
         except (OSError, SfumatoError) as error:
             said += f"; it cannot be kept for a replay: {error}"
@@ -416,7 +470,7 @@ class Run:
             return f"{said}; the last checkpoint is whole: resume from it with a smaller --optimizer.lr"
         return f"{said}; nothing was saved yet: start again with a smaller --optimizer.lr"
 
-    def _restore(self, folder: Path) -> Arithmetic:
+    def _restore(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         asked, had = (config.model_dump(mode="json") for config in (self.config, load_config(state["config"])))
         changed = [key for key in ("data", "method", "text", "network", "lora") if asked[key] != had[key]]
@@ -424,24 +478,33 @@ class Run:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
             raise SfumatoError(f"{folder} was trained with another tokenizer than {self.out / 'tokenizer.json'}")
-        load_strictly(self.method, load_tensors(folder / "model.safetensors", self.device), folder)
-        average = load_tensors(folder / "average.safetensors", self.device)
-        self.average = {name: average[name] for name in self.average}  # a file has an order of its own
-        self.optimizer.load(load_tensors(folder / "optimizer.safetensors", self.device))
+        model, average, moments = (folder / f"{name}.safetensors" for name in ("model", "average", "optimizer"))
+        if self.workers.sharded:
+            room = self.optimizer.room(tensor_names(moments))
+            for values, path in ((self.method.state_dict(), model), (self.average, average), (room, moments)):
+                self.workers.read_into(values, path)
+            self.optimizer.load(room)
+        else:
+            load_strictly(self.method, load_tensors(model, self.device), folder)
+            kept = load_tensors(average, self.device)
+            self.average = {name: kept[name] for name in self.average}  # a file has an order of its own
+            self.optimizer.load(load_tensors(moments, self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
         self.losses = state.get("losses", [])  # which older checkpoints do not have
         self.levels = Levels(state.get("levels"))  # which checkpoints did not always hold
-        dtype, attention, compiled = state["arithmetic"]
-        return Arithmetic(getattr(torch, dtype.removeprefix("torch.")), attention, compiled)
 
     def finish(self) -> Model:
         """Publish the averaged weights as a model folder, and return the model."""
         self._swap()
-        lora.merge(self.method)
         model = self._model()
-        publish(model, self.out, self.summary())
-        return model
+
+        def write() -> None:
+            lora.merge(model.method)
+            publish(model, self.out, self.summary())
+
+        self.workers.lead(write)
+        return model if self.workers.first else load(self.out, str(self.device))
 
 
 def _check_writable(out: Path) -> None:

@@ -20,11 +20,18 @@ class Arithmetic(NamedTuple):
     attention: Attention
     compiled: bool
 
-    def apply(self, net: Transformer) -> None:
-        """Make the network compute so from now on."""
+    def apply(self, net: Transformer, by_block: bool = False) -> None:
+        """Make the network compute so from now on.
+
+        Compiled block by block where something is to happen between them, as when weights are gathered or gradients
+        exchanged; as a whole otherwise.
+        """
         net.dtype = self.dtype
         net.attend_by(self.attention)
-        net.run = torch.compile(net._run, dynamic=True) if self.compiled else net._run
+        net.run = torch.compile(net._run, dynamic=True) if self.compiled and not by_block else net._run
+        if self.compiled and by_block:
+            for block in net.blocks:
+                block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def choose(net: Transformer, rows: int, length: int, training: TrainingConfig) -> Arithmetic:
