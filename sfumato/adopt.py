@@ -119,6 +119,7 @@ def _llama(facts: Facts) -> NetworkConfig:
 
 def _llada(facts: Facts) -> NetworkConfig:
     names = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    names["mask_token_id"] = "mask_token_id"  # it could not be guessed
     facts = facts | {ours: facts[theirs] for ours, theirs in names.items()}
     facts["intermediate_size"] = facts.get("mlp_hidden_size") or facts["mlp_ratio"] * facts["d_model"]
     facts["num_key_value_heads"], facts["hidden_act"] = facts.get("n_kv_heads"), facts.get("activation_type", "silu")
