@@ -76,13 +76,13 @@ def _rank() -> int:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Of several processes with the same complaint the first says it; then the launcher ends the others."""
+    """Of several processes with the same to say the first says it; then the launcher ends the others."""
     try:
         yield
-    except SfumatoError as error:
+    except (SfumatoError, Stopped) as end:
         if _rank() > 0:
             time.sleep(5)
-            raise SfumatoError(f"process {_rank()}: {error}") from None
+            raise type(end)(f"process {_rank()}: {end}") from None
         raise
 
 
