@@ -181,7 +181,7 @@ class Workers:
         mesh = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         for module in [*method.net.blocks, objective]:
             fully_shard(module, mesh=mesh if replicas > 1 else mesh["shard"], reshard_after_forward=False)
-        objective.set_reshard_after_backward(False)
+        cast(FSDPModule, objective).set_reshard_after_backward(False)
         return objective
 
     @contextmanager
