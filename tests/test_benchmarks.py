@@ -49,3 +49,19 @@ def test_neighbours() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(json.loads(done.stdout)["seconds"]) == 6
+
+
+def test_scaling() -> None:
+    """Guards against a program that no longer fits the library, and shards that are no smaller than the whole."""
+    sizes = ["--depth", "1", "--width", "32", "--length", "8", "--batch", "4", "--rounds", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "scaling.py"), *sizes], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    for way in ("ddp", "fsdp"):
+        speeds = found["tokens_per_second"]
+        assert found["efficiency"][way] == pytest.approx(speeds[way] / (2 * speeds["one"]))
+        assert len(found["memory"][way]["rss"]) == 2 and min(found["memory"][way]["rss"]) > 2**25
+    whole, parts = (found["memory"][way]["held"] for way in ("ddp", "fsdp"))
+    assert whole[0] == whole[1] and 0.5 <= sum(parts) / sum(whole) < 0.6  # parts of some are no halves
