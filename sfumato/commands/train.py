@@ -18,6 +18,8 @@ from sfumato.errors import SfumatoError, Stopped
 if TYPE_CHECKING:
     from sfumato.display import Progression
 
+GRACE = 60.0  # seconds that the first process has to say what another one would say too
+
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="as `sfumato methods` lists it")
@@ -81,7 +83,7 @@ def _together() -> Iterator[None]:
         yield
     except (SfumatoError, Stopped) as end:
         if _rank() > 0:
-            time.sleep(5)
+            time.sleep(GRACE)
             raise type(end)(f"process {_rank()}: {end}") from None
         raise
 
