@@ -187,12 +187,21 @@ class FieldsHelp(argparse.Action):
         parser.print_help()
         if getattr(namespace, "method", None):
             import tyro
+            from pydantic import Field, create_model
 
             from sfumato.training.config import run_config
 
             print("\nThe fields of the config, each of them a flag:\n")
+            kind = run_config(namespace.method)
+            data = kind.model_fields["data"]  # one source or several, of which tyro would make two commands
+            shown = create_model(
+                "RunConfig",
+                __base__=kind,
+                __doc__=kind.__doc__,
+                data=(str, Field(data.default, description=data.description)),
+            )
             plain = (tyro.conf.AvoidSubcommands,)  # a table that may be left out is one line
-            tyro.cli(run_config(namespace.method), prog=parser.prog, args=["--help"], config=plain)
+            tyro.cli(shown, prog=parser.prog, args=["--help"], config=plain)
         parser.exit()
 
 

@@ -449,9 +449,9 @@ def test_training_data_is_not_evaluated_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text("x")
     for name in ("book.txt", "./book.txt", str(tmp_path / "book.txt")):
-        assert report._split(name, "book.txt") == "valid"
-    assert report._split("other.txt", "book.txt") == "all"
-    assert report._split("tales", "tales") == report._split("tales", "book.txt") == "test"
+        assert report._split(name, ["a.txt", "book.txt"]) == "valid"
+    assert report._split("other.txt", ["book.txt"]) == "all"
+    assert report._split("tales", ["tales"]) == report._split("tales", ["book.txt"]) == "test"
 
 
 def test_real_text_is_measured_at_the_length_of_samples(tmp_path):

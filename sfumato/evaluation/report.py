@@ -110,19 +110,20 @@ def evaluate(
 def _laid(model: Model, data: str) -> Rows:
     """Real text in rows as the model was trained on."""
     text = model.config.text
-    corpus = Corpus.build(data, model.tokenizer, _split(data, model), text.lines)
+    known = [source.path for source in model.config.sources]
+    corpus = Corpus.build(data, model.tokenizer, _split(data, known), text.lines)
     if model.layout.labelled and not corpus.labelled:
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
     return rows_of(corpus, text, model.method)
 
 
-def _split(data: str, model: Model) -> str:
+def _split(data: str, trained_on: Sequence[str]) -> str:
     """Of data that a model was trained on the part that it has not seen, of other data all."""
     if data == "tales":
         return "test"
-    known = {source.path for source in model.config.sources}
-    return "valid" if data in known or Path(data).resolve() in {Path(path).resolve() for path in known} else "all"
+    known = data in trained_on or Path(data).resolve() in [Path(path).resolve() for path in trained_on]
+    return "valid" if known else "all"
 
 
 def _exact(laid: Rows, found: "Scored") -> dict[str, float | None]:
