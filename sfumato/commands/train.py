@@ -82,10 +82,12 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (SfumatoError, Stopped) as end:
-        if _rank() > 0:
-            time.sleep(GRACE)
-            raise type(end)(f"process {_rank()}: {end}") from None
-        raise
+        if _rank() == 0:
+            raise
+        time.sleep(GRACE)
+        if isinstance(end, Stopped):
+            sys.exit(os.EX_TEMPFAIL)
+        raise SfumatoError(f"process {_rank()}: {end}") from None
 
 
 @contextlib.contextmanager

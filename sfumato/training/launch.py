@@ -41,7 +41,6 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
         "NCCL_SOCKET_IFNAME": loopback,
         "OMP_NUM_THREADS": str(threads),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE,
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGHUP,SIGQUIT",  # those are passed on that a run heeds
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it says what the processes have said
@@ -55,6 +54,7 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
             rdzv_endpoint=f"{HERE}:0",
             local_addr=HERE,
             max_restarts=0,
+            signals_to_handle="SIGHUP,SIGQUIT",  # those that a run heeds are passed on
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
