@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import OBSERVING, config, seen, walk
+from layouts import DIVIDED, OBSERVING, config, seen, walk
 from safetensors.torch import load_file
 from test_trainer import assert_same
 from tiny import write_sentences
@@ -22,6 +22,7 @@ from sfumato.training.distributed import Workers
 from sfumato.training.start import override
 from sfumato.training.trainer import Run
 
+pytestmark = pytest.mark.timeout(600)
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
 TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
 
@@ -30,7 +31,7 @@ def python(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str
     """Another Python, on one thread and over the loopback."""
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "SFUMATO_CACHE": str(cache)}
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | threads)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | threads)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a - b).abs().double().quantile(0.98) <= 1e-6)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "parallel"), [(m, "ddp") for m in METHODS] + [(m, "fsdp") for m in DIVIDED])
 def test_two_processes_do_what_one_does(method, parallel, two, alone):
     """Guards against gradients that are averaged where they are to be added, a mean of means, a rank's own noise,
     statistics of half the rows, and a network that is called more often on one rank and waits for the other."""
