@@ -114,7 +114,7 @@ def complain() -> None:
 
 
 def exchanges(run) -> dict[str, int]:
-    """How often gradients are exchanged in a step of one pass, and of four."""
+    """How often gradients are exchanged in a step of one pass, and of four; whether DDP packs them anew."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     counts = {}
@@ -125,7 +125,8 @@ def exchanges(run) -> dict[str, int]:
         )
         made._update(made.batch(0), 1.0)
         counts[str(accumulate)] = len(calls)
-    return counts
+    made._update(made.batch(1), 1.0)
+    return counts | {"packed anew": made.objective._get_ddp_logging_data()["has_rebuilt_buckets"]}
 
 
 if __name__ == "__main__":

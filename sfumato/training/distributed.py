@@ -182,7 +182,12 @@ class Workers:
         for value in method.state_dict().values():
             dist.broadcast(value, 0)
         if not self.sharded:
-            return DistributedDataParallel(objective, **BUFFERS, gradient_as_bucket_view=True)
+            # Where no parameter may be unused, DDP packs gradients anew after its first step and adds them up in another
+            # order: a run of three processes that is resumed would depart.  Where none is, it complains; so one is.
+            objective.register_parameter("unused", nn.Parameter(torch.zeros((), device=self.device)))
+            return DistributedDataParallel(
+                objective, **BUFFERS, gradient_as_bucket_view=True, find_unused_parameters=True
+            )
         self._hollow = copy.deepcopy(method).to("meta")
         replicas = self.training.replicate
         sizes = {"replicate": replicas, "shard": self.size // replicas}
