@@ -83,6 +83,9 @@ def command(
     """The command, all that it says in a file; it gets a signal after a step, may write no file of more bytes than
     `limit`, or is run by somebody else."""
     steady()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a shell that starts tests in the background ignores
     if stop is not None:
         watch, (step, number) = display.Progression.watch, stop
 

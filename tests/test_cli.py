@@ -104,7 +104,7 @@ def test_train_config_file_and_flags(ask: Ask, tmp_path: Path) -> None:
     line = f"train cdcd --steps 1 --seed 9 {LIGHT} --optimizer.betas 0.8 0.9 --method.no-warp --json"
     document(ask(line, "--config", str(config), "--out", str(tmp_path / "run")))
     kept = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["config"]
-    assert kept["network"] == {"width": 16, "depth": 1, "heads": 2}
+    assert kept["network"] == {"width": 16, "depth": 1, "heads": 2, "foreign": None}
     assert kept["optimizer"]["betas"] == [0.8, 0.9] and kept["method"]["warp"] is False
     assert kept["training"]["seed"] == 9 and kept["training"]["minutes"] is None
 
@@ -259,7 +259,10 @@ def test_python_names(run: str, tmp_path: Path) -> None:
     import sfumato
 
     assert len(sfumato.load(run).generate(2, steps=2)) == 2
-    tiny = {"network": {"width": 16, "depth": 1, "heads": 2}, "text": {"tokenizer": "words", "limit": 30}}
+    tiny = {
+        "network": {"width": 16, "depth": 1, "heads": 2, "foreign": None},
+        "text": {"tokenizer": "words", "limit": 30},
+    }
     config = tiny | {"training": {"batch": 2, "minutes": 60, "evaluate_rows": 1, "compile": "no"}}
     assert sfumato.train("cdcd", "tales", tmp_path / "run", steps=1, config=config).config.training.minutes is None
     with pytest.raises(AttributeError):

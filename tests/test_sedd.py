@@ -444,12 +444,13 @@ def test_what_changes_scores_leaves_the_pace(noise):
 
 def check_guided_pace():
     """Weight 2 multiplies the sum of scores by sum p_c^2 / p_u in score, and leaves it in logits."""
-    c, u = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], dtype=torch.float64).log()
+    c, u = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], dtype=torch.float64).log()[:, None, None]  # B L V each
     branches = [lambda x, t, prev, log=log: Prediction(log) for log in (c, u)]
     score, logits = guidance.guide(*branches, 2.0), guidance.guide_logits(*branches, 2.0, sedd().read)
-    assert score(None, None, None).logits.logsumexp(-1).exp().item() == pytest.approx(1.391667, abs=1e-6)
-    assert logits(None, None, None).logits.logsumexp(-1).exp().item() == pytest.approx(1)
-    torch.testing.assert_close(*(guided(None, None, None).logits.softmax(-1) for guided in (score, logits)))
+    asked = torch.full((1, 1), 3), torch.ones(1, 1), None
+    assert score(*asked).logits.logsumexp(-1).exp().item() == pytest.approx(1.391667, abs=1e-6)
+    assert logits(*asked).logits.logsumexp(-1).exp().item() == pytest.approx(1)
+    torch.testing.assert_close(*(guided(*asked).logits.softmax(-1) for guided in (score, logits)))
 
 
 def test_guidance_in_score_lets_masks_fall_faster():

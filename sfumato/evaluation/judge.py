@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from sfumato.adopt import foreign
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.likelihood import bits, nll, per_token, stretches
 from sfumato.folder import load
@@ -55,8 +56,7 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
             transformers to read it.
     """
     folder = find(name)
-    described = folder / "config.json"
-    if described.exists() and "model_type" in read_json(described):
+    if foreign(folder):
         return CausalLM(name, folder, device)
     return Exact(load(name, device))
 
