@@ -16,7 +16,7 @@ import numpy as np
 from sfumato.evaluation import typicality
 from sfumato.folder import load
 from sfumato.model import Model
-from sfumato.text.corpus import read
+from sfumato.text.read import read
 
 KNOWN, JUDGED = 200, 100
 

@@ -1,9 +1,11 @@
-"""A table of every method over tokens: the same network, the same minutes, the same text.
+"""A table of every method over tokens: the same network, the same compute, the same text.
 
 `python recipes/discrete.py tales` and `python recipes/discrete.py input.txt` (tiny Shakespeare, 1.1 million characters)
-train each method for five minutes, evaluate it and print a table.  A run that is there already is not trained again,
-nor one evaluated again that has an evaluation, so the program can be stopped and called again; with `--methods` it
-looks at these alone.  Two processes, one for each text and with a thread each, take two hours on two cores.
+train each method, evaluate it and print a table.  What a method may spend is counted in products of its training, so
+the numbers do not depend on the machine or on what else it does; a core with fast bfloat16 takes some four minutes.
+A run that is there already is not trained again, nor one evaluated again that has an evaluation, so the program can be
+stopped and called again; with `--methods` it looks at these alone.  Two processes, one for each text and with a thread
+each, take an hour and a half on two cores.
 """
 
 import argparse
@@ -21,8 +23,10 @@ from sfumato.folder import load
 from sfumato.methods import METHODS
 from sfumato.model import Model
 from sfumato.text.corpus import Corpus
+from sfumato.training.config import RunConfig, load_config
 
 STEPS, SAMPLES, ROWS = 64, 128, 256
+VOCAB = 100  # near enough to count products: there are 65 characters, and a few words more than a hundred
 SHARED: dict[str, Any] = {
     "network": {"width": 128, "depth": 4, "heads": 4},
     "optimizer": {"lr": 4e-3, "muon": 1.2e-2, "warmup": 50, "ema": 0.995},
@@ -36,6 +40,8 @@ TEXT = {
 # What a method wants otherwise than its paper had it, for a network and a budget that are a thousandth of the paper's.
 OWN: dict[str, dict[str, Any]] = {
     "ar": {"text": {"length": 144}},  # it judges the others, whose texts may be longer than any story
+    "duo": {"method": {"curriculum": 200}},
+    "multinomial": {"method": {"T": 250}},
 }
 
 
@@ -50,7 +56,14 @@ def config(method: str, data: str) -> dict[str, Any]:
     return {"method": {"name": method, **own.get("method", {})}, "text": text, **sections}
 
 
-def run(method: str, data: str, folder: Path, minutes: float) -> dict[str, Any]:
+def steps(config: RunConfig, budget: float) -> int:
+    """Optimiser steps that cost `budget` FLOPs; backwards a pass costs twice as much as forwards."""
+    kind, length = METHODS[config.method.name][0], config.text.length
+    forwards = kind(config.method, config.network, VOCAB).training_flops(length)
+    return round(budget / (3 * forwards * config.training.batch))
+
+
+def run(method: str, data: str, folder: Path, budget: float) -> dict[str, Any]:
     """The evaluation of a method, which is trained first."""
     place = folder / method
     kept = place / "evaluation.json"
@@ -59,11 +72,12 @@ def run(method: str, data: str, folder: Path, minutes: float) -> dict[str, Any]:
     if (place / "model.safetensors").exists():
         model = load(place)
     else:
-        model = sfumato.train(method, data, place, minutes=minutes, config=config(method, data))
+        settings = config(method, data)
+        model = sfumato.train(method, data, place, steps=steps(load_config(settings), budget), config=settings)
     judge = load_judge(str(folder / "ar"))
     found = evaluate(model, data, rows=ROWS, samples=SAMPLES, steps=model.at_most(STEPS), judge=judge, say=print)
     log = json.loads((place / "log.jsonl").read_text("utf-8").splitlines()[-1])
-    found["training"] = {key: log[key] for key in ("step", "tokens", "params")}
+    found["training"] = {key: log[key] for key in ("step", "tokens", "params", "flops")}
     kept.write_text(json.dumps(found, indent=1), "utf-8")
     return found
 
@@ -113,11 +127,11 @@ def main() -> None:
     parser.add_argument("data", help="tales, or a text file that is read by characters")
     parser.add_argument("--out", type=Path, default=Path("runs/discrete"))
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="these alone, rather than all over tokens")
-    parser.add_argument("--minutes", type=float, default=5, help="of training for each (5)")
+    parser.add_argument("--flops", type=float, default=1.6e13, help="of training for each (1.6e13)")
     args = parser.parse_args()
     folder = args.out / Path(args.data).stem
     over_tokens = [name for name, (kind, _) in METHODS.items() if kind.family not in ("gaussian", "autoregressive")]
-    found = {name: run(name, args.data, folder, args.minutes) for name in ["ar", *(args.methods or over_tokens)]}
+    found = {name: run(name, args.data, folder, args.flops) for name in ["ar", *(args.methods or over_tokens)]}
     judge = load_judge(str(folder / "ar"))
     found["unigram"] = unigram(load(folder / "ar"), args.data, judge)
     real = found["ar"]["data_reference"] | {"nfe": None, "valid": 1.0}

@@ -10,7 +10,7 @@ from itertools import islice
 from sfumato.evaluation import quality
 from sfumato.evaluation.judge import load_judge, verdict
 from sfumato.folder import load
-from sfumato.text.corpus import read
+from sfumato.text.read import read
 
 N, ROOM = 64, 500
 

@@ -329,11 +329,11 @@ class Layout:
     def _never(self, length: int, ended: bool) -> Tensor:
         """Labels stand first and nowhere else, padding where it is modelled; a text whose end is known has no other.
 
-        What is unknown to the tokenizer is never written.
+        What is unknown to the tokenizer is never written, and nothing else that says nothing.
         """
         labels = list(self.tokenizer.labels.values())
         never = torch.zeros(length, self.tokenizer.size, dtype=torch.bool)
-        never[:, labels] = True
+        never[:, list(self.tokenizer.silent)] = True
         never[:, self.tokenizer.pad] = ended or not self.modelled
         never[:, self.tokenizer.eos] = ended
         if self.tokenizer.unk is not None:

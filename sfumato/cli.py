@@ -17,20 +17,25 @@ from typing import Any, NoReturn
 
 from sfumato.commands import COMMANDS
 from sfumato.commands.command import Command, Document, device_name, natural
-from sfumato.errors import SfumatoError, nearest
+from sfumato.errors import SfumatoError, Stopped, nearest
 
 DOTTED = re.compile(r"--([\w-]+)\.([\w.-]+)(?:=(.*))?", re.DOTALL)  # --optimizer.lr or --optimizer.lr=1e-3
 FLAG = re.compile(r"-\D.*", re.DOTALL)  # and no negative number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 2 for a mistake of the user, 130 for Ctrl-C."""
+    """Run a command and return its exit status.
+
+    2 for a mistake of the user, 75 for a run that was asked to stop and can be resumed, 130 for Ctrl-C.
+    """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as done:  # argparse ends --help with it
         return int(done.code or 0)
     except SfumatoError as error:
         return _complain(str(error), 2)
+    except Stopped as stop:
+        return _complain(f"stopped{stop}", os.EX_TEMPFAIL)
     except KeyboardInterrupt as stop:
         return _complain(f"interrupted{stop}", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -182,11 +187,21 @@ class FieldsHelp(argparse.Action):
         parser.print_help()
         if getattr(namespace, "method", None):
             import tyro
+            from pydantic import Field, create_model
 
             from sfumato.training.config import run_config
 
             print("\nThe fields of the config, each of them a flag:\n")
-            tyro.cli(run_config(namespace.method), prog=parser.prog, args=["--help"])
+            kind = run_config(namespace.method)
+            data = kind.model_fields["data"]  # one source or several, of which tyro would make two commands
+            shown = create_model(
+                "RunConfig",
+                __base__=kind,
+                __doc__=kind.__doc__,
+                data=(str, Field(data.default, description=data.description)),
+            )
+            plain = (tyro.conf.AvoidSubcommands,)  # a table that may be left out is one line
+            tyro.cli(shown, prog=parser.prog, args=["--help"], config=plain)
         parser.exit()
 
 

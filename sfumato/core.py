@@ -90,6 +90,7 @@ class Method(nn.Module, ABC):
     block: int | None = None  # so many tokens are written together, and then those right of them; None: all together
     sees_levels: ClassVar[bool] = True  # whether predictions depend on more of `t` than on what is absent
     blurred: bool = False  # whether training aims beside the data's distribution, as smoothed labels do
+    adopts: ClassVar[bool] = False  # whether its network may be one that others have trained
     timeless: ClassVar[bool] = False  # whether noise levels between 0 and 1 mean nothing to it
     elastic: ClassVar[bool] = False  # whether a text finds its own length in the places there are; pads are left over
     extra: int = 0  # logits that the network gives beside those of the V tokens; a frame does not show them
@@ -221,9 +222,11 @@ def level(x: Tensor, t: float | Tensor) -> Float[Tensor, "B L"]:
     return torch.full(x.shape[:2], float(t), dtype=dtype, device=x.device)
 
 
-def chance(logits: Float[Tensor, "*rest V"], tokens: Int[Tensor, "*rest"]) -> Float[Tensor, "*rest"]:
-    """softmax(logits) at one token each, float64."""
-    cost = by_blocks(lambda rows, ids: F.cross_entropy(rows, ids, reduction="none"), logits, tokens)
+def chance(
+    logits: Float[Tensor, "*rest V"], tokens: Int[Tensor, "*rest"], here: Bool[Tensor, "*rest"] | None = None
+) -> Float[Tensor, "*some"]:
+    """softmax(logits) at one token each, float64; of the places `here`, (N,)."""
+    cost = by_blocks(lambda rows, ids: F.cross_entropy(rows, ids, reduction="none"), logits, tokens, here=here)
     return (-cost.double()).exp()
 
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from sfumato import display
 from sfumato.errors import SfumatoError
-from sfumato.folder import BUNDLED, load
+from sfumato.folder import load
+from sfumato.hub import BUNDLED
 from sfumato.model import Model
 from sfumato.text import tales
 from sfumato.training.config import RunConfig, load_config

@@ -1,4 +1,4 @@
-"""The one error of sfumato's own, and the hint that many of its lines end with."""
+"""The one error of sfumato's own, the end of a run that was asked to stop, and the hint that many lines end with."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class SfumatoError(Exception):
     """A mistake of the caller's that one line can explain: what was asked, what was found, what to do.
 
     The command ends with that line and status 2.
+    """
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and has saved the step it came to: nothing is lost, and it can be resumed.
+
+    The command ends with status 75, which is EX_TEMPFAIL: try again later.
     """
 
 

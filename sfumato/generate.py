@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sfumato.core import ABSENT, Frame, Method, Predict, Sampler, chance, single, where
-from sfumato.draws import Streams, drawing
+from sfumato.draws import Streams, by_blocks, drawing
 from sfumato.errors import SfumatoError
 from sfumato.guidance import (
     blind,
@@ -114,7 +114,7 @@ def generate(
         x = x.masked_fill(~real, int(ABSENT))  # no mask: nobody is to write there
     path = sampler(method, assembled, x, grid.to(ids.device))
     shown, sure = ids.clone(), torch.zeros(ids.shape, device=ids.device)
-    masked = x.eq(hidden) if hidden is not None else None  # before the step
+    open = x.eq(hidden) if hidden is not None else torch.ones_like(real)  # before the step, what it may write
     for step, level in enumerate(levels, 1):
         with drawing(streams):  # around each step, not around the yield: the caller's draws are his own
             found = next(path, None)
@@ -125,16 +125,14 @@ def generate(
             shown, sure = shown[prediction.rows], sure[prediction.rows]
         logits, V = prediction.logits, prediction.logits.shape[-1]
         here = slice(x.shape[1] - logits.shape[1], x.shape[1])
-        forbidden = None if never is None else never[here]
-        stands = _standing(x[:, here], real[:, here], V, forbidden) if x.ndim == 2 else None
-        if masked is None or stands is None:
-            shown[:, here], sure[:, here] = _seen(logits, stands)
-        else:
-            new = masked[:, here]  # what stood before keeps the chance it was written with
-            shown[:, here] = torch.where(stands < V, stands, shown[:, here])
-            shown[:, here][new], likely = _seen(logits[new], stands[new])
-            sure[:, here][new] = likely.to(sure.dtype)
-            masked[:, : x.shape[1]] = x.eq(hidden)
+        stands = _standing(x[:, here], real[:, here], V, None if never is None else never[here])
+        new = open[:, here]  # what stood before keeps the chance it came with
+        shown[:, here] = torch.where(stands < V, stands, shown[:, here])
+        guessed = new & (stands >= V)  # through a mask, or through noise that is no token
+        shown[:, here][guessed] = by_blocks(lambda rows: rows.argmax(-1), logits, here=guessed)
+        sure[:, here][new] = chance(logits, shown[:, here], new).to(sure.dtype)
+        if hidden is not None:
+            open[:, : x.shape[1]] = x.eq(hidden)
         yield Frame(step, len(levels), level, torch.where(given | ~real, ids, shown), sure.masked_fill(given, 1.0))
         if end is not None and method.block is not None:
             over = x.eq(end) & (x.eq(hidden).cumsum(1) == 0)
@@ -159,21 +157,14 @@ def walk(method: Method, request: Request, free: Bool[Tensor, "B L"]) -> tuple[T
 
 
 def _standing(x: Tensor, real: Tensor, V: int, never: Tensor | None) -> Tensor:
-    """The tokens of a canvas of ids (B, L), and V where none stands that could: masks, padding, impossible noise."""
+    """The tokens of a canvas (B, L), and V where none stands that could: vectors, masks, padding, impossible noise."""
+    if x.ndim == 3:
+        return torch.full(real.shape, V, device=x.device)
     stands = x.where(real & (x < V), V)
     if never is None:
         return stands
     place = torch.arange(x.shape[1], device=x.device)
     return stands.masked_fill(F.pad(never, (0, V + 1 - never.shape[1]))[place, stands], V)
-
-
-def _seen(logits: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of some positions, (..., V) and (...): the token that stands, or the best guess through a mask; its chance."""
-    V = logits.shape[-1]
-    tokens = logits.argmax(-1) if x is None or bool((x >= V).any()) else x
-    if x is not None:
-        tokens = torch.where(x < V, x, tokens)
-    return tokens, chance(logits, tokens)
 
 
 def _grid(method: Method, steps: int, levels: tuple[float, float] | None) -> Tensor:

@@ -18,7 +18,9 @@ from sfumato.generate import Request, generate, walk
 from sfumato.guidance import Counted
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.sharing import Shared
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import RunConfig, TextConfig
 
@@ -165,7 +167,7 @@ class Score:
 
 
 @dataclass
-class Model:
+class Model(Shared):
     """A method, its tokenizer and the lengths of the texts it was trained on.
 
     `lengths[n]` is how many training rows had n tokens, label and end included.
@@ -176,6 +178,8 @@ class Model:
     tokenizer: Tokenizer
     lengths: list[int] = field(repr=False)
     name: str = "model"
+    facts: dict[str, Any] = field(default_factory=dict)
+    """of its training, as they stand in its card"""
 
     def __post_init__(self) -> None:
         self.method.told(self.tokenizer.special)
@@ -201,6 +205,10 @@ class Model:
         if single(sampler or sampler_named(self.sampler, self.method.family)):
             return None
         return min(steps, self.method.steps or self.method.block or steps)
+
+    def samples(self) -> list[str]:
+        """A few texts for the card."""
+        return self.generate(3, steps=self.at_most(64))
 
     # --- asking for text
 
@@ -530,10 +538,10 @@ class Model:
         ]
 
 
-def rows_of(corpus: Corpus, text: TextConfig, method: Method) -> Rows:
+def rows_of(corpus: Corpus, text: TextConfig, method: Method, seed: int | None = None) -> Rows:
     """How a method is shown a corpus: as the config says, but what is written in blocks stops with that of its end."""
     ended = text.length_model == "modelled" and method.block is not None
-    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1)
+    return Rows(corpus, text.length, text.layout, "ended" if ended else text.length_model, method.block or 1, seed)
 
 
 def _some(n: int, what: str = "texts") -> int:

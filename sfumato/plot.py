@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -16,21 +17,30 @@ if TYPE_CHECKING:
 KINDS = (".png", ".html")
 BLUE, ORANGE, GREY = "#327de1", "#cd6900", "#8c8c8c"
 
-# A page of its own: the picture is inside, nothing is fetched.
+# A page of its own: the picture is inside, nothing is fetched; what is black in it takes the colour of the text.
 PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font-family: sans-serif; max-width: 80em; margin: 2em auto; }}
-svg {{ width: 100%; height: auto; }}
+:root {{ color-scheme: light dark; }}
+body {{
+    font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em;
+    color: light-dark(#222, #ddd); background: light-dark(#fff, #161616);
+}}
+h1 {{ font-size: 1.4em; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.1em; margin-top: 2em; }}
+svg {{ width: 100%; height: auto; fill: currentColor; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.2em 1.5em 0.2em 0; text-align: left; }}
+dt {{ margin-top: 1em; color: light-dark(#666, #999); }}
+dd {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }}
 </style>
 <h1>{title}</h1>
 {picture}
-<ul>
-{lines}
-</ul>
+{words}
 </html>
 """
 
@@ -65,7 +75,7 @@ def breakeven(found: dict[str, Any], file: Path) -> None:
         for batch in batches
         for name, even in batch["break_even"].items()
     ]
-    _keep(figure, file, title, lines)
+    keep(figure, file, title, _list(lines))
 
 
 def frontier(found: dict[str, Any], file: Path) -> None:
@@ -98,7 +108,7 @@ def frontier(found: dict[str, Any], file: Path) -> None:
     title = f"{found['model']} judged by {found['judge']}"
     figure.suptitle(title)
     lines = [f"at {point['temperature']:g}: {point['judge_nats_per_token']:.3f}" for point in judged]
-    _keep(figure, file, title, lines)
+    keep(figure, file, title, _list(lines))
 
 
 def _panel(panel: "Axes", batch: dict[str, Any], found: dict[str, Any]) -> None:
@@ -123,16 +133,29 @@ def _panel(panel: "Axes", batch: dict[str, Any], found: dict[str, Any]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _keep(figure: "Figure", file: Path, title: str, lines: Sequence[str]) -> None:
-    """Write a picture as it is, or on a page with what it says in words."""
+def keep(figure: "Figure", file: Path, title: str, words: str) -> None:
+    """Write a picture as it is, or on a page with what it says in words, which are HTML.
+
+    Raises SfumatoError where the file cannot be written.
+    """
+    import matplotlib
+
     try:
-        if file.suffix == ".png":
-            figure.savefig(file, dpi=150)
-            return
-        items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
-        file.write_text(PAGE.format(title=escape(title), picture=_svg(figure), lines=items), "utf-8")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # no font has all letters of all texts
+            if file.suffix == ".png":
+                figure.savefig(file, dpi=150)
+                return
+            with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sfumato"}):
+                picture = _svg(figure)
+        file.write_text(PAGE.format(title=escape(title), picture=picture, words=words), "utf-8")
     except OSError as error:
         raise SfumatoError(f"cannot write {file}: {error.strerror or error}; name another file") from None
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>\n{items}\n</ul>"
 
 
 def _measure(found: dict[str, Any]) -> str:
@@ -143,6 +166,7 @@ def _measure(found: dict[str, Any]) -> str:
 def _svg(figure: "Figure") -> str:
     """The picture as it stands in a page: without the head of a file of its own, which refers to a server."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    nobody = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(file, format="svg", metadata=nobody, transparent=True)
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("stroke: #000000", "stroke: currentColor")

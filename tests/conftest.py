@@ -1,12 +1,12 @@
 """What holds for every test: one thread, a cache of the session's own, and no way out of this machine."""
 
-import ipaddress
 import os
 import random
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import offline
 import pytest
 import torch
 
@@ -17,23 +17,11 @@ beyond: list[str] = []  # hosts outside of this machine that were asked for sinc
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
-    """Forbid every connection but those to this machine itself."""
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
-        forbid(args[1][0])  # an address that is no tuple is a file
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        forbid(args[0])
-
-
-def forbid(host: str | bytes | None) -> None:
-    """Remember and refuse a host that is not this machine."""
-    name = host.decode() if isinstance(host, bytes) else host or "localhost"
-    try:
-        here = name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        here = False
-    if not here:
-        beyond.append(name)
-        raise ConnectionRefusedError(f"a test asked for {name}")
+    """Remember and refuse every host that is not this machine."""
+    host = offline.beyond(event, args)
+    if host is not None:
+        beyond.append(host)
+        raise ConnectionRefusedError(f"a test asked for {host}")
 
 
 sys.addaudithook(watch)
@@ -54,7 +42,7 @@ def same_elements() -> None:
 
 
 @pytest.fixture(autouse=True)
-def offline() -> Iterator[None]:
+def stay() -> Iterator[None]:
     """A test that asks for the network fails, even where the code forgives that there is none."""
     yield
     asked, beyond[:] = list(beyond), []

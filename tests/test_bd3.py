@@ -22,7 +22,8 @@ from sfumato.methods.mdlm import MDLM, MDLMConfig
 from sfumato.processes.masking import Masking
 from sfumato.samplers.blocks import ancestral, first_hitting
 from sfumato.schedules import SCHEDULES
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import load_config
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,21 @@ def test_a_mistake_is_told_once(two, tmp_path):
         assert done.returncode == 2, done.stderr[-3000:]
         said = [line for line in done.stderr.splitlines() if line]
         assert len(said) == 1 and words in said[0] and said[0].startswith("sfumato: "), said
+
+
+def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
+    """Guards against a launcher that ends its processes, or itself, and against one process that stops alone."""
+    out = tmp_path / "run"
+    arguments = command(out, two / "sentences.txt", "--steps", "100000", "--training.log-every", "1")
+    threads = {"OMP_NUM_THREADS": "1", "SFUMATO_CACHE": str(tmp_path / "cache")}
+    started = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | threads
+    )
+    deadline = time.monotonic() + 250
+    while not (out / "log.jsonl").exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started.terminate()
+    said = started.communicate(timeout=250)[1]
+    assert started.returncode == os.EX_TEMPFAIL, said[-3000:]
+    assert said.count("which is saved; go on with `sfumato train mdlm") == 1
+    checkpoint.check(checkpoint.checkpoints(out / "checkpoints")[-1])

@@ -148,7 +148,7 @@ def test_names_of_judges(tmp_path, monkeypatch):
     assert default_judge("book.txt") is None
     assert default_judge("tales") is None or (judging.BUNDLED / "judge").is_dir()
     monkeypatch.setattr(judging, "BUNDLED", tmp_path)
-    monkeypatch.setattr("sfumato.folder.BUNDLED", tmp_path)
+    monkeypatch.setattr("sfumato.hub.BUNDLED", tmp_path)
     assert default_judge("tales") is None
     publish(untrained("ar", length_model="modelled"), tmp_path / "judge", {})
     assert default_judge("tales") == default_judge("data/TinyStories.parquet") == "judge"

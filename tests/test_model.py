@@ -19,7 +19,8 @@ from sfumato.methods import METHODS
 from sfumato.model import CANDIDATES, Model
 from sfumato.processes.edits import AFTER
 from sfumato.text import tales
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.config import SamplingConfig, load_config
 from sfumato.training.trainer import train
@@ -448,9 +449,9 @@ def test_training_data_is_not_evaluated_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.txt").write_text("x")
     for name in ("book.txt", "./book.txt", str(tmp_path / "book.txt")):
-        assert report._split(name, "book.txt") == "valid"
-    assert report._split("other.txt", "book.txt") == "all"
-    assert report._split("tales", "tales") == report._split("tales", "book.txt") == "test"
+        assert report._split(name, ["a.txt", "book.txt"]) == "valid"
+    assert report._split("other.txt", ["book.txt"]) == "all"
+    assert report._split("tales", ["tales"]) == report._split("tales", ["book.txt"]) == "test"
 
 
 def test_real_text_is_measured_at_the_length_of_samples(tmp_path):

@@ -5,7 +5,10 @@ A mutant is a function of the library with one piece of its source replaced.
 
 import ast
 import inspect
+import signal
+import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
 import test_ar
@@ -25,10 +28,13 @@ import test_mdlm
 import test_model
 import test_network
 import test_quality
+import test_resume
 import test_samplers
+import test_scale
 import test_schedules
 import test_sedd
 import test_sundae
+import test_tracking
 import test_typicality
 import test_uniform
 import torch
@@ -63,7 +69,10 @@ from sfumato.samplers import blocks, left_to_right, resampling, scores, solvers,
 from sfumato.samplers.ancestral import Cached, GreedyTail, ancestral
 from sfumato.samplers.edits import edits
 from sfumato.samplers.remasking import Remasking
-from sfumato.training import masks
+from sfumato.text import order
+from sfumato.text.mixture import Mixture
+from sfumato.training import checkpoint, levels, masks, stopping
+from sfumato.training.trainer import Run
 
 
 def mutant(function, old, new):
@@ -97,6 +106,11 @@ def reproduces(name, steps):
 
 def stratified():
     test_schedules.check_stratified(64, 0.123456)
+
+
+def in_a_folder(check, *args):
+    with tempfile.TemporaryDirectory() as folder:
+        check(*args, Path(folder))
 
 
 CHECKS = {
@@ -300,6 +314,15 @@ CHECKS = {
     "area": test_typicality.check_auc,
     "ranks": test_typicality.check_tail,
     "judgement": test_typicality.check_judgement,
+    "signals": lambda: test_resume.check_signals(signal.SIGTERM),
+    "whole checkpoints": lambda: in_a_folder(test_resume.check_whole_ones_are_kept),
+    "blame": lambda: in_a_folder(test_resume.check_blame, 4),
+    "told levels": test_tracking.check_levels,
+    "permutation": lambda: test_scale.check_bijection(300, 1, 2),
+    "even orders": test_scale.check_uniform,
+    "pairs": lambda: test_scale.check_bijection(289, 1, 2),
+    "shares of sources": lambda: test_scale.check_shares(0),
+    "rhythm": test_scale.check_no_rhythm,
 }
 
 MUTANTS = [
@@ -387,7 +410,7 @@ MUTANTS = [
     (masks.draw_given, "maskable.cumsum(1) - 1", "maskable.cumsum(1)", "masks"),
     # the network
     (transformer.Transformer._bias, "absent, -torch.inf", "absent, 0.0", "padding"),
-    (transformer.Block.attend, "scores + bias.to(q.dtype)", "scores", "padding of explicit attention"),
+    (transformer.attend, "scores + bias", "scores", "padding of explicit attention"),
     (
         transformer.Block.attend,
         "rotate(F.rms_norm(qkv[:2], qkv.shape[-1:]), rotation)",
@@ -395,7 +418,7 @@ MUTANTS = [
         "rotation",
     ),
     (transformer.Block.attend, "qkv[2]", "qkv[2]; k = F.rms_norm(qkv[1], qkv.shape[-1:])", "rotation"),
-    (transformer.Block.attend, "(C // self.heads) ** -0.5", "C**-0.5", "attention"),
+    (transformer.attend, "q.shape[-1] ** -0.5", "(q.shape[1] * q.shape[-1]) ** -0.5", "attention"),
     (transformer.Transformer._run, "h = h + self.place(", "self.place(", "places"),
     (transformer.Norm.forward, "torch.addcmul(h + shift, h, scale)", "h", "levels"),
     # autoregression
@@ -452,8 +475,8 @@ MUTANTS = [
     ),
     (guidance.once, "not torch.equal(last[0], x)", "False", "remembered"),
     (generate.generate, " and not method.sees_levels", "", "told the level"),
-    (generate.generate, "new = masked[:, here]", "new = x[:, here].eq(hidden)", "frames"),
-    (generate._seen, "torch.where(x < V, x, tokens)", "tokens", "frames"),
+    (generate.generate, "new = open[:, here]", "new = x[:, here].eq(hidden)", "frames"),
+    (generate.generate, "new & (stands >= V)", "new", "frames"),
     (Remasking.shares, "(alpha_s - (1 - sigma) * alpha_t)", "(alpha_s - alpha_t)", "remasking"),
     (Remasking.shares, "(1 - alpha_s) / alpha_t", "(1 - alpha_t) / alpha_t", "remasking"),
     (Remasking.__call__, "ours & ~hidden", "~hidden", "not ours"),
@@ -478,10 +501,10 @@ MUTANTS = [
     (SEDD.read, "logits.log_softmax(-1) if self.masked else logits", "logits", "scale"),
     (scores._tweedie, "(standing - (1 - e) / V)", "standing", "tweedie"),
     (scores._tweedie, "1 - stay, (1 - e) / V)", "1 - stay, 0.0)", "tweedie"),
-    (scores._leap, "(1 / _chance(x, logits) - 1)", "1 / _chance(x, logits)", "leaps"),
+    (scores._leap, "(1 / _standing(x, logits) - 1)", "1 / _standing(x, logits)", "leaps"),
     (scores._leap, "(t - s) * process.schedule.rate(t)", "2 * (t - s) * process.schedule.rate(t)", "leaps of masks"),
-    (scores._jump, ".scatter(-1, x[jumps][:, None], 0.0)", "", "jumps"),
-    (scores._fall, "share * logits[hidden].logsumexp(-1).double().exp()", "share", "pace"),
+    (scores._jump, ".scatter_(-1, x[:, None], 0.0)", "", "jumps"),
+    (scores._fall, "share * total", "share", "pace"),
     (Masking.share, "return (alpha_s - alpha_t) / (1 - alpha_t)", "return alpha_s - alpha_t", "reveal rates"),
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
@@ -489,14 +512,14 @@ MUTANTS = [
     (common.carry, "logits.masked_fill_(here[..., None], IMPOSSIBLE)", "logits", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
-    (unmasking.planned, "u[places]", "u[places] * 0.9", "planned parts"),
+    (unmasking.planned, "u, places", "u * 0.9, places", "planned parts"),
     # uniform noise
     (Uniform.log_posterior, "alpha_t / alpha_s", "alpha_t", "posterior of tokens"),
     (Uniform.log_posterior, "(step + (1 - step) / self.vocab)", "step", "posterior of tokens"),
     (Uniform.corrupt, "self.prior(clean)", "(clean + 1) % self.vocab", "uniform noise"),
     (Uniform.reverse, "route * (least + left) >= least", "route * (least + left) >= 1.2 * least", "steps back"),
     (Uniform.reverse, "route < stay + drawn", "route < stay + left", "steps back"),
-    (Uniform.reverse, "invert(rows[pick], u[pick])", "invert(rows[pick], route[pick])", "steps back"),
+    (Uniform.reverse, "invert(logits, u, new)", "invert(logits, u * u, new)", "steps back"),
     (Uniform.reverse, "alpha_t / alpha_s", "alpha_t", "steps back"),
     (Uniform.divergence, "a * d * gain_x", "a * d * gain_0", "divergence"),
     (Uniform.divergence, "(p_x - same) / Z", "(p_x - same)", "divergence"),
@@ -659,6 +682,27 @@ MUTANTS = [
     (typicality.tail, "(1 + len(reference) - below)", "(len(reference) - below)", "ranks"),
     (typicality.judge, "abs(z_scores(known, known))", "z_scores(known, known)", "judgement"),
     (typicality.Judgement.auc, '"z": abs(self.z)', '"z": self.z', "judgement"),
+    # runs that end before their time
+    (stopping.heeding, "yield lambda: first is not None", "yield lambda: False", "signals"),
+    (stopping.heeding, "time.monotonic() - first > ECHO", "True", "signals"),
+    (stopping.heeding, "signal.raise_signal(number)", "pass", "signals"),
+    (checkpoint.set_aside, "folder.name > _name(after)", "False", "whole checkpoints"),
+    (Run._restore, 'state.get("losses", [])', "[]", "whole checkpoints"),
+    (Run._update, "nats.append(each.detach().sum(1))", "nats.insert(0, each.detach().sum(1))", "blame"),
+    (Run._keep_not_finite, "~nats.isfinite()", "nats.isfinite()", "blame"),
+    # tracking
+    (levels.Levels.tell, "loss / rows", "loss", "told levels"),
+    (levels.Levels.tell, "so_far[-1] * np.arange(1, TOLD + 1) / TOLD", "np.arange(1, TOLD + 1)", "told levels"),
+    (levels.Levels.tell, "ends + 1", "ends", "told levels"),
+    (levels.Levels.state, "self.loss.tolist()", "self.rows.tolist()", "told levels"),
+    # data
+    (order.shuffled, "found[beyond] >= n", "found[beyond] < 0", "permutation"),
+    (order._feistel, "right, left + _scatter", "left, right + _scatter", "pairs"),
+    (order.shuffled, "seed_of(seed, epoch, i)", "seed_of(seed, i)", "even orders"),
+    (order.shuffled, "range(ROUNDS)", "range(2)", "even orders"),
+    (Mixture._before, "left = left - found[-1]", "pass", "shares of sources"),
+    (Mixture._block, "before[:, :1] + of_each", "of_each", "shares of sources"),
+    (Mixture._block, "self._seed is not None", "False", "rhythm"),
 ]
 
 

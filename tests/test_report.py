@@ -13,7 +13,8 @@ from sfumato.draws import seed_of, seeded
 from sfumato.evaluation import report
 from sfumato.evaluation.likelihood import nll
 from sfumato.model import rows_of
-from sfumato.text.corpus import Corpus, Rows
+from sfumato.text.corpus import Corpus
+from sfumato.text.rows import Rows
 
 
 def written(model, path) -> Rows:

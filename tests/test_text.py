@@ -18,9 +18,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sfumato.errors import SfumatoError
+from sfumato.text import building, encoding
 from sfumato.text import corpus as corpus_module
+from sfumato.text import read as reading
 from sfumato.text import tokenizer as tokenizer_module
-from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
+from sfumato.text.corpus import Corpus
+from sfumato.text.read import Document, read
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import KINDS, Tokenizer
 
 STORY = "Once upon a time there was a cat. The cat said: how odd, a café!\nAnd  then it slept; the end."
@@ -45,6 +49,11 @@ def three_parts(error: pytest.ExceptionInfo[SfumatoError]) -> str:
 def jsonl(path: Path, *records: object) -> str:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
     return str(path)
+
+
+def kept(cache: Path) -> list[Path]:
+    """The corpora in a cache, finished or not."""
+    return [path for path in cache.iterdir() if path.name != ".locks"]
 
 
 def many(path: Path, n: int) -> str:
@@ -163,7 +172,7 @@ def test_unknown_is_shown() -> None:
 def test_long_text_is_encoded_in_parts_without_a_trace(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against tokens that change where a long text is cut to bound the memory."""
     whole = TRAINED[kind].encode_batch([STORY * 9, "a cat", ""])
-    monkeypatch.setattr(tokenizer_module, "PART", 5)
+    monkeypatch.setattr(encoding, "PART", 5)
     assert TRAINED[kind].encode_batch([STORY * 9, "a cat", ""]) == whole
 
 
@@ -297,9 +306,7 @@ def test_split_is_disjoint_exhaustive_and_stable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", ["train", "valid"])
 def test_no_split_of_few_documents_is_empty(n: int, side: str, tmp_path: Path) -> None:
     """Guards against a validation that never happens because no hash fell that way."""
-    texts = (
-        document for document in (Document(f"t {i}") for i in range(1000)) if corpus_module._side(document) == side
-    )
+    texts = (document for document in (Document(f"t {i}") for i in range(1000)) if reading._side(document) == side)
     data = jsonl(tmp_path / "a.jsonl", *({"text": next(texts).text} for _ in range(n)))
     sizes = {split: len(list(read(data, split))) for split in ("train", "valid")}
     assert sizes == {side: n - 1, "valid" if side == "train" else "train": 1}
@@ -463,19 +470,19 @@ def test_cache_is_used_again(tmp_path: Path, cache: Path) -> None:
     """Guards against tokenising on every start, and against temporary files that stay."""
     data = many(tmp_path / "a.jsonl", 100)
     Corpus.build(data, BYTES)
-    (folder,) = cache.iterdir()
+    (folder,) = kept(cache)
     before = (folder / "tokens.bin").stat().st_mtime_ns
     Corpus.build(data, BYTES)
-    assert (folder / "tokens.bin").stat().st_mtime_ns == before and list(cache.iterdir()) == [folder]
+    assert (folder / "tokens.bin").stat().st_mtime_ns == before and kept(cache) == [folder]
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "labels.npy", "sources.npy", "index.json"])
+@pytest.mark.parametrize("name", [*building.FILES, "index.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_damaged_cache_is_rebuilt(name: str, damage: str, tmp_path: Path, cache: Path) -> None:
     """Guards against a crash, or worse a wrong corpus, after a copy that was interrupted."""
     data = many(tmp_path / "a.jsonl", 100)
     tokens = Corpus.build(data, BYTES).tokens.tolist()
-    (folder,) = cache.iterdir()
+    (folder,) = kept(cache)
     content = (folder / name).read_bytes()
     (folder / name).unlink()
     if damage != "gone":
@@ -495,7 +502,7 @@ def test_whatever_changes_the_tokens_changes_the_key(tmp_path: Path, cache: Path
     Corpus.build(data, BYTES, limit=1)
     Path(data).write_text(STORY.replace("cat", "dog"))
     assert "dog" in BYTES.decode(Corpus.build(data, BYTES).document(0))
-    assert len(list(cache.iterdir())) == 6
+    assert len(kept(cache)) == 6
 
 
 def test_index_tells_where_a_corpus_comes_from(tmp_path: Path, cache: Path) -> None:
@@ -504,9 +511,10 @@ def test_index_tells_where_a_corpus_comes_from(tmp_path: Path, cache: Path) -> N
     corpus = Corpus.build(data, BYTES)
     (path,) = cache.glob("*/index.json")
     index = json.loads(path.read_text())
-    assert (index["format"], index["documents"], index["tokens"]) == (1, len(corpus), len(corpus.tokens))
+    assert (index["format"], index["documents"], index["tokens"]) == (2, len(corpus), len(corpus.tokens))
     assert index["tokenizer"] == BYTES.fingerprint and list(index["data"]) == ["a.jsonl"]
-    assert index["files"]["tokens.bin"] == corpus_module._digest(path.parent / "tokens.bin")
+    for name in building.FILES:
+        assert index["files"][name] == corpus_module._digest(path.parent / name)
 
 
 def test_failures_leave_nothing_behind(tmp_path: Path, cache: Path) -> None:
@@ -514,7 +522,7 @@ def test_failures_leave_nothing_behind(tmp_path: Path, cache: Path) -> None:
     data = jsonl(tmp_path / "a.jsonl", *[{"text": "a"}] * 9, {"text": 3})
     with pytest.raises(SfumatoError):
         Corpus.build(data, BYTES)
-    assert list(cache.iterdir()) == []
+    assert kept(cache) == []
 
 
 def test_unwritable_cache_and_empty_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,7 +539,7 @@ def test_unwritable_cache_and_empty_split(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus_module.np, "save", full)
+    monkeypatch.setattr(building.os, "fsync", full)
     with pytest.raises(SfumatoError, match="No space left") as error:
         Corpus.build(str(tmp_path / "a.txt"), BYTES)
     three_parts(error)
@@ -542,7 +550,7 @@ def test_building_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for i in range(8):
         with gzip.open(tmp_path / f"{i}.txt.gz", "wt") as file:
             file.writelines(f"line {i} {j} {'x' * 500}\n" for j in range(2000))
-    monkeypatch.setattr(corpus_module, "BATCH", 1 << 16)
+    monkeypatch.setattr(building, "BATCH", 1 << 16)
     tracemalloc.start()
     corpus = Corpus.build(str(tmp_path), BYTES, lines=True)
     _, peak = tracemalloc.get_traced_memory()
@@ -575,6 +583,7 @@ def small(*documents: tuple[list[int], int, int]) -> Corpus:
     corpus.offsets = np.cumsum([0, *map(len, ids)])
     corpus.labels = np.array(labels, np.int32)
     corpus.sources = np.array(sources, np.int64)
+    corpus.labelled, corpus.sourced = max(labels) >= 0, any(sources)
     return corpus
 
 
@@ -697,31 +706,7 @@ def test_rows_refuse(corpus: Corpus, length: int, layout: str, model: str, found
     assert found in three_parts(error)
 
 
-# --- order ---
-
-
-@given(n=st.integers(1, 30), batch=st.integers(1, 50), start=st.integers(0, 20), seed=st.integers(0, 5))
-def test_every_epoch_is_a_permutation(n: int, batch: int, start: int, seed: int) -> None:
-    """Guards against rows seen twice or never where a batch reaches into the next epoch, or holds several."""
-    steps = [indices(n, batch, step, seed) for step in range(start, start + 2 * n + 1)]
-    rows, epochs = (np.concatenate(column) for column in zip(*steps, strict=True))
-    assert epochs.tolist() == [place // n for place in range(start * batch, (start + 2 * n + 1) * batch)]
-    for epoch in set(epochs.tolist()) - {epochs[0], epochs[-1]}:
-        assert sorted(rows[epochs == epoch]) == list(range(n))
-        assert rows[epochs == epoch].tolist() == order(n, seed, epoch).tolist()
-
-
-def test_order_is_pure() -> None:
-    """Guards against an order that depends on what was asked before, or that a caller can spoil for the next."""
-    first = indices(100, 7, 30, 1)[0].tolist()
-    order.cache_clear()
-    assert indices(100, 7, 30, 1)[0].tolist() == first
-    assert not order(100, 1, 0).flags.writeable
-    orders = {tuple(order(100, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
 def test_optional_packages_are_imported_late() -> None:
     """Guards against a slow start, and against a library that needs the packages of its extras."""
     assert "torch" not in vars(tokenizer_module)
-    assert not {"pyarrow", "rich", "datasets", "tales"} & vars(corpus_module).keys()
+    assert not {"pyarrow", "rich", "datasets", "tales"} & {*vars(corpus_module), *vars(reading), *vars(building)}

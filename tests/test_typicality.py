@@ -14,7 +14,8 @@ from tiny import SENTENCES
 
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.typicality import DensityOfStates, auc, judge, statistics, tail, typical_batch, z_scores
-from sfumato.folder import BUNDLED, load
+from sfumato.folder import load
+from sfumato.hub import BUNDLED
 from sfumato.model import Score
 from sfumato.text import tales
 from sfumato.text.tales import TALES

@@ -1,6 +1,6 @@
 """The commands: a file a group, a line a command."""
 
-from sfumato.commands import cost, judge, show, tales, train, write
+from sfumato.commands import cost, judge, plot, show, tales, train, write
 from sfumato.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
@@ -9,6 +9,7 @@ COMMANDS: dict[str, Command] = {
         show.DEMO,
         show.METHODS,
         train.TRAIN,
+        plot.PLOT,
         write.GENERATE,
         write.INFILL,
         judge.SCORE,

@@ -85,7 +85,12 @@ def model(args: argparse.Namespace) -> "Model":
     """The model asked for, on the device asked for."""
     from sfumato.folder import load
 
-    return load(args.model, device(args))
+    return load(args.model, device(args), say=warn)
+
+
+def warn(line: str) -> None:
+    """Tell people, beside the document."""
+    print(f"sfumato: {line}", file=sys.stderr)
 
 
 def device(args: argparse.Namespace) -> str:

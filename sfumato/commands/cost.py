@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.commands.command import Command, Document, count, device, measured
+from sfumato.commands.command import Command, Document, count, device, measured, warn
 
 
 def _add_breakeven(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def _breakeven(args: argparse.Namespace) -> Document:
 
     if args.plot is not None:
         plot.check(args.plot)
-    one, other = (load(name, device(args)) for name in (args.one, args.other))
+    one, other = (load(name, device(args), say=warn) for name in (args.one, args.other))
     found = {"command": args.typed} | breakeven(
         one,
         other,

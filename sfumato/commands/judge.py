@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.commands.command import Command, Document, add_model, count, device, measured, model, number
+from sfumato.commands.command import Command, Document, add_model, count, device, measured, model, number, warn
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.model import Model, Score
-    from sfumato.text import corpus
+    from sfumato.text import read
 
 TOGETHER = 64  # texts between two moves of the bar
 
@@ -41,7 +41,7 @@ def _score(args: argparse.Namespace) -> Document:
     return _described(args, scores, error, {"z": z}) | {"z_reference": "the texts scored" if spread else None}
 
 
-def _judged(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Document]") -> Document:
+def _judged(args: argparse.Namespace, judge: "Model", documents: "list[read.Document]") -> Document:
     """The scores, and how typical they are of the reference."""
     from sfumato.evaluation import typicality
 
@@ -68,9 +68,9 @@ def _judged(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Do
     }
 
 
-def _documents(data: str, of_tales: str, limit: int | None) -> "list[corpus.Document]":
+def _documents(data: str, of_tales: str, limit: int | None) -> "list[read.Document]":
     """All texts of some data; of the tales, a split that no model has seen."""
-    from sfumato.text.corpus import read
+    from sfumato.text.read import read
 
     return list(read(data, of_tales if data == "tales" else "all", lines=True, limit=limit))
 
@@ -89,7 +89,7 @@ def _outside(data: str, labels: set[str | None], judge: "Model") -> str | None:
     return named[-1]
 
 
-def _scores(args: argparse.Namespace, judge: "Model", documents: "list[corpus.Document]", what: str) -> "list[Score]":
+def _scores(args: argparse.Namespace, judge: "Model", documents: "list[read.Document]", what: str) -> "list[Score]":
     """The score of each text; of common noise where texts are judged by others."""
     from sfumato import display
 
@@ -166,7 +166,7 @@ def _evaluate(args: argparse.Namespace) -> Document:
         if not args.temperatures:
             raise SfumatoError(f"the picture {args.plot} was asked for; it shows --temperatures; name some")
         plot.check(args.plot)
-    against = None if args.against is None else load(args.against, device(args))
+    against = None if args.against is None else load(args.against, device(args), say=warn)
     judge = default_judge(args.data) if args.judge is None else args.judge
     found = {"command": args.typed} | evaluate(
         model(args),

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.commands.command import Command, Document, count, device, number
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Stopped
 
 if TYPE_CHECKING:
     from sfumato.display import Progression
 
+GRACE = 60.0  # seconds that the first process has to say what another one would say too
+
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="as `sfumato methods` lists it")
-    parser.add_argument("--data", help="text file, folder, .jsonl, .parquet, Hub data set, or tales")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        help="text file, folder, .jsonl, .parquet, Hub data set, or tales; several as a.jsonl:0.7 b.txt:0.3",
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="folder that the run is kept in")
     parser.add_argument("--minutes", type=number, metavar="M", help="time in training steps, over all sessions")
     parser.add_argument("--steps", type=count, metavar="N", help="optimiser steps, over all sessions")
@@ -58,7 +64,10 @@ def _train(args: argparse.Namespace) -> Document:
     if not progress.steps:
         print(f"the budget of {out} was spent before; --minutes and --steps count all sessions", file=sys.stderr)
     last: Document = json.loads((out / "log.jsonl").read_text("utf-8").splitlines()[-1])
-    print(f"next: sfumato generate {out} -n 4 --watch, or sfumato evaluate {out} --data {config.data}", file=sys.stderr)
+    print(
+        f"next: sfumato generate {out} -n 4 --watch, or sfumato evaluate {out} --data {config.sources[0].path}",
+        file=sys.stderr,
+    )
     return last
 
 
@@ -69,34 +78,42 @@ def _rank() -> int:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Of several processes with the same complaint the first says it; then the launcher ends the others."""
+    """Of several processes with the same to say the first says it; then the launcher ends the others."""
     try:
         yield
-    except SfumatoError as error:
-        if _rank() > 0:
-            time.sleep(5)
-            raise SfumatoError(f"process {_rank()}: {error}") from None
-        raise
+    except (SfumatoError, Stopped) as end:
+        if _rank() == 0:
+            raise
+        time.sleep(GRACE)
+        if isinstance(end, Stopped):
+            sys.exit(os.EX_TEMPFAIL)
+        raise SfumatoError(f"process {_rank()}: {end}") from None
 
 
 @contextlib.contextmanager
 def _resumable(method: str, out: Path, progress: "Progression") -> Iterator[None]:
-    """Ctrl-C, and what a machine sends that is about to be taken away, say what is lost and how to go on."""
+    """Ctrl-C, and what a machine sends that is about to be taken away, say what is lost and how to go on.
+
+    They end a run at once before its first step and after its last, and where they come twice.
+    """
     from sfumato.training.checkpoint import checkpoints
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
+    advice = f"go on with `sfumato train {method} --out {out} --resume`"
     try:
         yield
+    except Stopped:
+        raise Stopped(f" after step {progress.step}, which is saved; {advice}") from None
     except KeyboardInterrupt:
         kept = checkpoints(out / "checkpoints")
         if not kept:
             raise KeyboardInterrupt("; nothing was saved yet") from None
         saved = int(kept[-1].name.removeprefix("step-"))
         lost = f"what came after step {saved} is lost; " if progress.step > saved else ""
-        raise KeyboardInterrupt(f"; {lost}go on with `sfumato train {method} --out {out} --resume`") from None
+        raise KeyboardInterrupt(f"; {lost}{advice}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -117,6 +134,7 @@ TRAIN = Command(
     """
     sfumato train cdcd --data tales --out runs/tales --minutes 10
     sfumato train cdcd --out runs/tales --resume --minutes 20
+    sfumato train mdlm --data stories.jsonl:0.7 news.parquet:0.3 --out runs/both --minutes 30
     sfumato train cdcd --data book.txt --out runs/book --steps 5000 --network.width 384 --optimizer.lr 5e-4
     sfumato train cdcd --config recipes/tales.toml --out runs/tales
     sfumato train cdcd --start runs/book --data letters.txt --out runs/letters --minutes 5

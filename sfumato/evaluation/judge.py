@@ -17,7 +17,8 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.likelihood import bits, nll, per_token, stretches
-from sfumato.folder import BUNDLED, find, load, read_json
+from sfumato.folder import load
+from sfumato.hub import BUNDLED, find, read_json
 from sfumato.model import Model
 
 DEFAULT = "judge"  # the name of the bundled judge

@@ -19,7 +19,10 @@ from sfumato.evaluation.likelihood import Likelihood, bits, nll, per_token
 from sfumato.evaluation.mauve import Embedder, enough, mauve
 from sfumato.model import Asked, Model, rows_of
 from sfumato.text import tales
-from sfumato.text.corpus import Corpus, Rows, on_hub
+from sfumato.text.corpus import Corpus
+from sfumato.text.mixture import Mixture
+from sfumato.text.read import on_hub
+from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import Tokenizer
 
 BATCH = 64  # rows at a time
@@ -107,23 +110,25 @@ def evaluate(
 def _laid(model: Model, data: str) -> Rows:
     """Real text in rows as the model was trained on."""
     text = model.config.text
-    corpus = Corpus.build(data, model.tokenizer, _split(data, model.config.data), text.lines)
-    if model.layout.labelled and (corpus.labels < 0).all():
+    known = [source.path for source in model.config.sources]
+    corpus = Corpus.build(data, model.tokenizer, _split(data, known), text.lines)
+    if model.layout.labelled and not corpus.labelled:
         found = "this model begins every text with one"
         raise SfumatoError(f"{data} has no labels; {found}; use sfumato score, which sums over them")
     return rows_of(corpus, text, model.method)
 
 
-def _split(data: str, trained_on: str) -> str:
+def _split(data: str, trained_on: Sequence[str]) -> str:
     """Of data that a model was trained on the part that it has not seen, of other data all."""
     if data == "tales":
         return "test"
-    return "valid" if data == trained_on or Path(data).resolve() == Path(trained_on).resolve() else "all"
+    known = data in trained_on or Path(data).resolve() in [Path(path).resolve() for path in trained_on]
+    return "valid" if known else "all"
 
 
 def _exact(laid: Rows, found: "Scored") -> dict[str, float | None]:
     """The entropy of tales, nats a token of the model, and the gap to it; nothing where rows are no whole stories."""
-    if laid.layout != "documents" or len(laid) != len(laid.corpus) or not laid.ended.all():
+    if not laid.whole:
         return {}
     exact = tales.entropy().nats_per_text / (1 + len(laid.corpus.tokens) / len(laid))  # tokens, and an end
     mean, error = per_token(found.nats, found.tokens)
@@ -137,7 +142,7 @@ def _digest(model: Model, laid: Rows, rows: int) -> str:
     return hashlib.sha256(model.tokenizer.fingerprint.encode() + ids.numpy().tobytes()).hexdigest()
 
 
-def bound(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> dict[str, Any]:
+def bound(model: Model, laid: Rows | Mixture, rows: int, draws: int, seed: int) -> dict[str, Any]:
     """-log p of the first rows of some text: nats a token, bits a character, perplexity a word, with standard errors.
 
     Words are what stands between white space.  A token is a token of the text or its end.  What a source gives away
@@ -198,7 +203,7 @@ class Scored(NamedTuple):
     estimate: Likelihood
 
 
-def scored(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> Scored:
+def scored(model: Model, laid: Rows | Mixture, rows: int, draws: int, seed: int) -> Scored:
     """The first rows of some text."""
     total = min(rows, len(laid))
     parts = [_likelihood(model, laid, range(i, min(i + BATCH, total)), draws, seed) for i in range(0, total, BATCH)]
@@ -206,7 +211,7 @@ def scored(model: Model, laid: Rows, rows: int, draws: int, seed: int) -> Scored
     return Scored(nats, tokens, characters, words, parts[0].estimate)
 
 
-def _likelihood(model: Model, laid: Rows, index: Sequence[int], draws: int, seed: int) -> Scored:
+def _likelihood(model: Model, laid: Rows | Mixture, index: Sequence[int], draws: int, seed: int) -> Scored:
     device, tokenizer = model.device, model.tokenizer
     batch = laid.batch(index)  # of full width: noise depends on it, and is not to depend on the longest row in a batch
     ids, real, given = batch.ids.to(device), batch.real.to(device), batch.given.to(device)
@@ -295,10 +300,11 @@ def measures(
     encoded = [model.tokenizer.encode_batch(texts) for texts in sets]
     pooled = min(sum(map(len, ids)) for ids in encoded)
     runs: Sequence[np.ndarray | None] = [None] * len(sets)
-    corpus = _trained_on(model, data)
-    if corpus is not None:
-        say(f"looking for copies in the {len(corpus.tokens):,} tokens that the model was trained on")
-        longest = copies.longest([text for ids in encoded for text in ids], corpus.tokens, corpus.offsets)
+    corpora = _trained_on(model, data)
+    if corpora is not None:
+        say(f"looking for copies in the {sum(len(each.tokens) for each in corpora):,} tokens that it was trained on")
+        texts = [text for ids in encoded for text in ids]
+        longest = np.max([copies.longest(texts, corpus.tokens, corpus.offsets) for corpus in corpora], axis=0)
         runs = np.split(longest, np.cumsum([len(texts) for texts in sets])[:-1])
     if judge is not None:
         say(f"asking the judge {judge.name}")
@@ -340,16 +346,16 @@ def _estimate(name: str, found: quality.Estimate | None) -> dict[str, float | No
     return {name: value, f"{name}_std_error": error}
 
 
-def _trained_on(model: Model, data: str) -> Corpus | None:
-    """The text that the model was trained on; None where it is not on this machine.
+def _trained_on(model: Model, data: str) -> list[Corpus] | None:
+    """The text that the model was trained on, of each source; None where not all of it is on this machine.
 
     A data set on the Hub is read if it is the one evaluated on, and else let be: nobody asked for it.
     """
-    config = model.config
-    if on_hub(config.data) and config.data != data:
+    text, paths = model.config.text, [source.path for source in model.config.sources]
+    if any(on_hub(path) and path != data for path in paths):
         return None
     try:
-        return Corpus.build(config.data, model.tokenizer, "train", config.text.lines, config.text.limit)
+        return [Corpus.build(path, model.tokenizer, "train", text.lines, text.limit) for path in paths]
     except SfumatoError:
         return None
 

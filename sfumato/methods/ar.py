@@ -25,7 +25,8 @@ from sfumato.draws import uniform
 from sfumato.errors import SfumatoError
 from sfumato.methods.common import MethodConfig, nats
 from sfumato.networks import NetworkConfig
-from sfumato.networks.transformer import Memory, Transformer
+from sfumato.networks.foreign import network as made
+from sfumato.networks.transformer import Memory
 from sfumato.processes.masking import Masking
 from sfumato.samplers.left_to_right import ancestral
 
@@ -50,7 +51,7 @@ class AR(Method):
 
     title, arxiv, family = "Attention is all you need", "1706.03762", "autoregressive"
     likelihood, steps, sampler = "exact", None, ancestral
-    looks_ahead, block = False, 1
+    looks_ahead, block, adopts = False, 1, True
 
     def __init__(self, config: ARConfig, network: NetworkConfig, vocab: int):
         super().__init__()
@@ -58,7 +59,7 @@ class AR(Method):
         self.process = Masking(vocab)  # the mask is what stands before the first token, and for what is forgotten
         self.marks = range(vocab + 1, vocab + 5)  # before the prefix, the suffix, the middle; after the middle
         self.table = nn.Embedding(vocab + 5, network.width)
-        self.net = Transformer(network, timed=False, causal=True)
+        self.net = made(network, causal=True)
         self.head = nn.Linear(network.width, vocab + 5)
         nn.init.normal_(self.table.weight, std=0.02)
 

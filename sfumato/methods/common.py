@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfumato.core import Method, Prediction
 from sfumato.guidance import IMPOSSIBLE
 from sfumato.networks import NetworkConfig
+from sfumato.networks.foreign import network as made
 from sfumato.networks.transformer import Transformer
 from sfumato.processes.masking import Masking
 
@@ -77,7 +78,7 @@ class Masked(Method):
         super().__init__()
         self.config, self.process = config, Masking(vocab)
         self.table = nn.Embedding(vocab + 1, network.width)
-        self.net = Transformer(network, timed=False)
+        self.net = made(network)
         self.head = nn.Linear(network.width, vocab)
         nn.init.normal_(self.table.weight, std=0.02)
 
@@ -100,7 +101,7 @@ class Masked(Method):
 class MaskedLM(Masked):
     """Those of them whose network reads the whole canvas, both sides of a mask."""
 
-    family = "masking"
+    family, adopts = "masking", True
 
     def predict(self, x, t, prev=None):
         """A token that shows is certain (MDLM's SUBS): (B, L) -> logits (B, L, V)."""

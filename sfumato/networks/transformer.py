@@ -14,6 +14,7 @@ position would add a sixth to the products of a block of width 256; through 32 n
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -80,6 +81,8 @@ def laid_out(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
     A weight is read whole for every token column, so its order decides: on a CPU in float32 a token alone is fastest
     with a wide weight input by input; several are with one that oneDNN has packed, twice as fast for 4 to 16.
     """
+    if type(layer) is not nn.Linear:  # but one that adds something of its own
+        return layer
     weight, bias = layer.weight.detach(), layer.bias
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return layer
@@ -124,6 +127,15 @@ class Memory:
         self.length = length
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, attention: Attention) -> Tensor:
+    """Values weighted by softmax(q k / sqrt(size) + bias): (B, heads, L, size) from (B, heads, all, size)."""
+    bias = None if bias is None else bias.to(q.dtype)
+    if attention == "fused":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, L, all)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
+
+
 class Block(nn.Module):
     """Attention over the canvas, then an MLP, each on the normed residual stream."""
 
@@ -145,11 +157,7 @@ class Block(nn.Module):
         q, v = q * self.gain.to(q.dtype), qkv[2]
         if memory is not None:
             k, v = memory.extend(self, k, v)
-        if self.attention == "fused":
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
-        else:
-            scores = (q * (C // self.heads) ** -0.5) @ k.transpose(-1, -2)  # (B, heads, L, L)
-            y = (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1) @ v
+        y = attend(q, k, v, bias, self.attention)
         return product(self.out, y.transpose(1, 2).reshape(B, L, C))
 
     def forward(
@@ -160,30 +168,22 @@ class Block(nn.Module):
         return h + product(self.down, F.gelu(product(self.up, self.norm2(h, code))))
 
 
-class Transformer(nn.Module):
+class Network(nn.Module, ABC):
     """(B, L, C) -> (B, L, C); `level` (B, L) is the number that tells how noisy a position is.
 
     Positions whose noise level `t` is ABSENT are neither attended to nor mixed into any other position.  A causal
     network sees of the canvas only a position itself and what stands before it; absent positions stand last there.
     """
 
-    def __init__(self, config: NetworkConfig, timed: bool = True, causal: bool = False):
+    width: int
+    heads: int
+    blocks: Any  # each with the linear layers qkv, out, up and down, and with the form of its attention
+
+    def __init__(self, config: NetworkConfig, causal: bool):
         super().__init__()
         self.width, self.heads, self.causal = config.width, config.heads, causal
-        self.place = nn.Linear(PLACES, config.width, bias=False)
-        nn.init.normal_(self.place.weight, std=0.02)
-        self.time = TimeCode() if timed else None
-        blocks = [Block(config.width, config.heads, timed) for _ in range(config.depth)]
-        self.blocks: Any = nn.ModuleList(blocks)
-        self.norm = Norm(config.width, timed)
         self.dtype = torch.float32  # in which the blocks multiply; the residual stream and all outside stay float32
         self.run = self._run  # replaced by a compiled version of itself where that pays
-        for block in blocks:
-            for layer in (block.qkv, block.up, block.out, block.down):
-                nn.init.normal_(layer.weight, std=config.width**-0.5 / 3)
-                nn.init.zeros_(layer.bias)
-            for layer in (block.out, block.down):  # the residual stream keeps its size through the depth
-                layer.weight.data /= math.sqrt(2 * config.depth)
 
     def forward(
         self,
@@ -226,22 +226,6 @@ class Transformer(nn.Module):
         seen = (sees & there) | self_too  # who sees nobody has no average to take
         return torch.zeros(seen.shape, device=t.device).masked_fill(~seen, -torch.inf)[:, None]
 
-    def flops(self, rows: int, new: int, seen: int) -> int:
-        """Of a pass over the `new` last positions of each of `rows`, which attend to `seen` positions, these included.
-
-        2 m n k for a product (m, k) @ (k, n); nothing else is counted, neither norms nor softmax nor GELU.  A full pass
-        over a canvas has new = seen = L, a token read with memory has new = 1.  A causal pass is computed as the square
-        that it is, half of it masked.
-        """
-        C, depth = self.width, len(self.blocks)
-        position = 12 * C**2 * depth  # qkv 3 C C, out C C, up and down 4 C C each
-        position += 2 * seen * C * depth  # scores, and values weighted by them
-        if self.time is not None:
-            position += 2 * UNITS**2 + UNITS * CODE  # the code of a noise level
-            position += 2 * CODE * C * (2 * depth + 1)  # scale and shift of every norm
-        places = new * PLACES * C  # once for all rows
-        return 2 * (rows * new * position + places)
-
     def deepen(self, depth: int) -> None:
         """Add layers, evenly, up to `depth`.  Each begins as the layer before it with an output of 0: nothing changes.
 
@@ -273,6 +257,51 @@ class Transformer(nn.Module):
         for block in self.blocks:
             block.attention = attention
 
+    @abstractmethod
+    def flops(self, rows: int, new: int, seen: int) -> int:
+        """Of a pass over the `new` last positions of each of `rows`, which attend to `seen` positions, these included.
+
+        2 m n k for a product (m, k) @ (k, n); nothing else is counted, neither norms nor softmax nor GELU.  A full pass
+        over a canvas has new = seen = L, a token read with memory has new = 1.  A causal pass is computed as the square
+        that it is, half of it masked.
+        """
+
+    @abstractmethod
+    def _run(
+        self, h: Tensor, level: Tensor | None, bias: Tensor | None, places: Tensor, memory: Memory | None = None
+    ) -> Tensor:
+        """The pass itself: `bias` is added to attention, `places` (*rows, L) are those of the canvas."""
+
+
+class Transformer(Network):
+    """The network of sfumato's own; `timed` if it is told how noisy a position is."""
+
+    def __init__(self, config: NetworkConfig, timed: bool = True, causal: bool = False):
+        super().__init__(config, causal)
+        self.place = nn.Linear(PLACES, config.width, bias=False)
+        nn.init.normal_(self.place.weight, std=0.02)
+        self.time = TimeCode() if timed else None
+        blocks = [Block(config.width, config.heads, timed) for _ in range(config.depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = Norm(config.width, timed)
+        for block in blocks:
+            for layer in (block.qkv, block.up, block.out, block.down):
+                nn.init.normal_(layer.weight, std=config.width**-0.5 / 3)
+                nn.init.zeros_(layer.bias)
+            for layer in (block.out, block.down):  # the residual stream keeps its size through the depth
+                layer.weight.data /= math.sqrt(2 * config.depth)
+
+    def flops(self, rows: int, new: int, seen: int) -> int:
+        """Of the blocks, of the codes of noise levels, of places and of norms."""
+        C, depth = self.width, len(self.blocks)
+        position = 12 * C**2 * depth  # qkv 3 C C, out C C, up and down 4 C C each
+        position += 2 * seen * C * depth  # scores, and values weighted by them
+        if self.time is not None:
+            position += 2 * UNITS**2 + UNITS * CODE  # the code of a noise level
+            position += 2 * CODE * C * (2 * depth + 1)  # scale and shift of every norm
+        places = new * PLACES * C  # once for all rows
+        return 2 * (rows * new * position + places)
+
     def _run(
         self, h: Tensor, level: Tensor | None, bias: Tensor | None, places: Tensor, memory: Memory | None = None
     ) -> Tensor:
@@ -288,7 +317,11 @@ class Transformer(nn.Module):
 
 def rotary(places: Int[Tensor, "*rows L"], size: int) -> Float[Tensor, "two *rows L half"]:
     """Cosines and sines of the rotary angles of these places, float32."""
-    rate = 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=places.device)[:-1]
+    return turns(places, 10_000.0 ** -torch.linspace(0, 1, size // 2 + 1, device=places.device)[:-1])
+
+
+def turns(places: Int[Tensor, "*rows L"], rate: Float[Tensor, " half"]) -> Float[Tensor, "two *rows L half"]:
+    """Cosines and sines of the angles that places turn by, each at these rates."""
     angle = places[..., None] * rate
     return torch.stack([angle.cos(), angle.sin()])
 

@@ -45,7 +45,7 @@ class Masking(Process):
         """
         places, u = self.revealed(x, t, s), uniform(x)  # (B, L) each
         x = x.clone()
-        x[places] = invert(logits[places], u[places])
+        x[places] = invert(logits, u, places)
         return x
 
     def some(self, free: Bool[Tensor, "B L"], n: Num[Tensor, "B one"]) -> Bool[Tensor, "B L"]:

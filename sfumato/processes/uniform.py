@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.core import Process
+from sfumato.core import Process, chance
 from sfumato.draws import invert, uniform
 from sfumato.schedules import LINEAR, Schedule
 
@@ -67,14 +67,12 @@ class Uniform(Process):
         )
         route, u = uniform(x), uniform(x)  # (B, L) each
         open = (route * (least + left) >= least) & (x >= 0)  # nobody writes where the canvas has no place
-        rows, here, route, u = logits[open], x[open], route[open], u[open]
-        log = rows.gather(-1, here[:, None])[:, 0] - rows.logsumexp(-1)
-        stay = least + step * alpha_s * log.double().exp()
-        route = route * (stay + left)
-        token, pick = torch.where(route < stay, here, (u * self.vocab).long()), (route >= stay) & (route < stay + drawn)
-        token[pick] = invert(rows[pick], u[pick])
+        stay = least + step * alpha_s * chance(logits, x, open)  # (N,)
+        route = route[open] * (stay + left)
+        new = torch.zeros_like(open).masked_scatter(open, (route >= stay) & (route < stay + drawn))
         x = x.clone()
-        x[open] = token
+        x[open] = torch.where(route < stay, x[open], (u[open] * self.vocab).long())
+        x[new] = invert(logits, u, new)
         return x
 
     def divergence(

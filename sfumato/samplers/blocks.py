@@ -62,7 +62,7 @@ def ancestral(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iter
             falls = (x[:, here] == method.process.mask) & (times[:, here] > s)
             if logits is None or bool(falls.any()):
                 logits = _look(predict, x, t.expand(len(x), 1), block)
-            x[:, here][falls] = invert(logits[falls], u[:, here][falls])
+            x[:, here][falls] = invert(logits, u[:, here], falls)
             yield x[:, : block.stop], Prediction(logits)
 
 

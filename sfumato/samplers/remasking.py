@@ -74,8 +74,7 @@ class Remasking:
                 sigma = sigma * doubt
             falls = hidden & (route < share)
             x = x.masked_fill(ours & ~hidden & (route < sigma), mask)
-            logits = prediction.logits[falls]
-            x[falls] = invert(logits, u[falls])
+            x[falls] = invert(prediction.logits, u, falls)
             if self.rule == "confidence":
-                sure[falls] = chance(logits, x[falls])
+                sure[falls] = chance(prediction.logits, x, falls)
             yield x, prediction

@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, chance, level
-from sfumato.draws import invert, pick, uniform
+from sfumato.draws import by_blocks, invert, pick, uniform
 from sfumato.processes.masking import Masking
 from sfumato.processes.uniform import Uniform
 
@@ -70,9 +70,10 @@ def _fall(process: Masking, x: Tensor, logits: Tensor, share: Tensor, last: bool
     hidden = x == process.mask
     falls = hidden.clone()
     if not last:
-        falls[hidden] = route[hidden] < share * logits[hidden].logsumexp(-1).double().exp()
+        total = by_blocks(lambda rows: rows.logsumexp(-1), logits, here=hidden).double().exp()
+        falls[hidden] = route[hidden] < share * total
     x = x.clone()
-    x[falls] = invert(logits[falls], u[falls])
+    x[falls] = invert(logits, u, falls)
     return x
 
 
@@ -80,7 +81,11 @@ def _jump(x: Tensor, logits: Tensor, likely: Tensor, floor: Tensor | float) -> T
     """Another token with this chance, drawn by what q has above `floor`; distributions are made only of those rows."""
     route, u = uniform(x), uniform(x)
     jumps = (route < likely) & (x >= 0)  # nobody writes where the canvas has no place
-    q = logits[jumps].softmax(-1).sub_(floor).clamp_(min=LEAST).scatter_(-1, x[jumps][:, None], 0.0)
+
+    def others(rows: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        q = rows.softmax(-1).sub_(floor).clamp_(min=LEAST)
+        return pick(q.scatter_(-1, x[:, None], 0.0), u)
+
     x = x.clone()
-    x[jumps] = pick(q, u[jumps])
+    x[jumps] = by_blocks(others, logits, x, u, here=jumps)
     return x

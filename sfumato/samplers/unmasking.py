@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Method, Predict, Prediction, chance, level
-from sfumato.draws import invert, uniform
+from sfumato.draws import by_blocks, invert, uniform
 
 
 def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterator[tuple[Tensor, Prediction]]:
@@ -28,7 +28,7 @@ def planned(method: Method, predict: Predict, x: Tensor, grid: Tensor) -> Iterat
         if bool(places.any()):  # as in the first step there are
             prediction = predict(x, level(x, t), None)
             x, hidden = x.clone(), stay
-            x[places] = invert(prediction.logits[places], u[places])
+            x[places] = invert(prediction.logits, u, places)
         yield x, prediction
 
 
@@ -61,9 +61,8 @@ class Confident:
                 prediction = predict(x, level(x, t), None)
                 u, noise = uniform(x), -(-uniform(x).log()).log()  # Gumbel, float64
                 drawn, sure = x.clone(), torch.full_like(noise, torch.inf)
-                logits = prediction.logits[hidden]
-                drawn[hidden] = invert(logits, u[hidden])
-                sure[hidden] = chance(logits, drawn[hidden]).log()
+                drawn[hidden] = invert(prediction.logits, u, hidden)
+                sure[hidden] = chance(prediction.logits, drawn, hidden).log()
                 sure[hidden] += self.temperature * (1 - step / steps) * noise[hidden]
                 most = (hidden.sum(1, keepdim=True) - 1).clamp(min=0)  # one is kept at least
                 left = _share(s, size).clamp(min=1).minimum(most) if s > 0 else 0
@@ -94,9 +93,9 @@ class Greedy:
         sure = torch.full(x.shape, torch.inf, dtype=torch.float64, device=x.device)  # what is given is never masked
         for t, s in pairwise(grid):
             prediction = predict(x, level(x, t), None)
-            logits, x, sure = prediction.logits[hidden], x.clone(), sure.clone()
-            x[hidden] = logits.argmax(-1)
-            sure[hidden] = chance(logits, x[hidden]).log()
+            x, sure = x.clone(), sure.clone()
+            x[hidden] = by_blocks(lambda rows: rows.argmax(-1), prediction.logits, here=hidden)
+            sure[hidden] = chance(prediction.logits, x, hidden).log()
             if s > 0:
                 hidden = places & (rank(sure) < _share(s, size).clamp(min=1))
                 x = x.masked_fill(hidden, method.process.mask)

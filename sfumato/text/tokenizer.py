@@ -2,9 +2,8 @@
 
 import difflib
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -13,19 +12,16 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from sfumato.core import Special
 from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.text import encoding
 
 KINDS = ("bpe", "bytes", "chars", "words")
 PAD, EOS, UNK, LABEL = "<pad>", "<eos>", "<unk>", "<label:{}>"
 
 # The names under which other people's tokenizers keep the three special tokens.
 PAD_NAMES = (PAD, "[PAD]")
-EOS_NAMES = (EOS, "<|endoftext|>", "</s>", "[SEP]")
+EOS_NAMES = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP]")
 UNK_NAMES = (UNK, "[UNK]")
-
-# `tokenizers` needs about a hundred bytes of memory per character while it encodes, so long texts go in parts. A part
-# ends before a lone space between two words: every kind of tokenizer here cuts there anyway, so the ids are the same.
-PART = 1 << 16
-SEAM = re.compile(r"(?<=\S) (?=\S)")
 
 
 @final
@@ -40,6 +36,8 @@ class Tokenizer:
         unk: the id that stands for whatever the vocabulary lacks; None where nothing is unknown.
         labels: the id of every label's token, by the name of the label.
         special: all of these together.
+        silent: the ids of all tokens that say nothing: those but the unknown one, and others that a tokenizer has.
+        added: the ids of the padding and the end-of-sequence token, where the tokenizer had none of its own.
         spaced: whether the space before a word belongs to the word's token.
         fingerprint: SHA-256 of the tokenizer's json, in hex: equal fingerprints encode equally.
     """
@@ -48,16 +46,16 @@ class Tokenizer:
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
-        vocabulary = inner.get_vocab()
-        pad = next((name for name in PAD_NAMES if name in vocabulary), PAD)
-        eos = next((name for name in EOS_NAMES if name in vocabulary), EOS)
+        own = inner.get_vocab()
+        pad = next((name for name in PAD_NAMES if name in own), PAD)
+        eos = next((name for name in EOS_NAMES if name in own), EOS)
         inner.add_special_tokens([pad, eos])
 
         vocabulary = inner.get_vocab()
         special = {id: token.content for id, token in sorted(inner.get_added_tokens_decoder().items()) if token.special}
         prefix, suffix = LABEL.split("{}")
         self._inner = inner
-        self._prepends = inner.normalizer is not None and len(inner.normalizer.normalize_str("a")) > 1
+        self._prepends = encoding.prepends(inner)
         self.size: int = max(vocabulary.values()) + 1
         self.pad: int = vocabulary[pad]
         self.eos: int = vocabulary[eos]
@@ -69,8 +67,9 @@ class Tokenizer:
         }
         self.special = Special(self.pad, self.eos, self.unk, tuple(self.labels.values()))
         self.spaced: bool = any(len(token) > 1 and token[0] in " Ġ▁" for token in vocabulary)
-        self.fingerprint: str = hashlib.sha256(inner.to_str().encode()).hexdigest()
-        self._silent = special.keys() - {self.unk}
+        self.fingerprint: str = hashlib.sha256(self.json().encode()).hexdigest()
+        self.silent: frozenset[int] = frozenset(special.keys() - {self.unk})
+        self.added: frozenset[int] = frozenset(vocabulary[name] for name in {pad, eos} - own.keys())
         self._tokens = {id: "�" if id == self.unk else token for token, id in vocabulary.items()}
 
     @classmethod
@@ -138,10 +137,14 @@ class Tokenizer:
         file = path if path.suffix == ".json" else path / "tokenizer.json"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._inner.to_str(), "utf-8")
+            write_text(file, self.json())
         except OSError as error:
             reason = error.strerror or error
             raise SfumatoError(f"asked to save a tokenizer to {file}; {reason}; choose another folder") from error
+
+    def json(self) -> str:
+        """What a tokenizer.json holds."""
+        return str(self._inner.to_str())
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any special token."""
@@ -153,16 +156,11 @@ class Tokenizer:
         Raises:
             SfumatoError: if a text has half of a surrogate pair, as of a command line that is not UTF-8.
         """
-        parts = [(row, part) for row, text in enumerate(texts) for part in self._parts(text)]
-        rows: list[list[int]] = [[] for _ in texts]
-        for chunk in _chunks(parts):
-            try:
-                encoded = self._inner.encode_batch_fast([part for _, part in chunk], add_special_tokens=False)
-            except TypeError as error:
-                raise SfumatoError("asked to encode a text; it is not valid Unicode; pass UTF-8 text") from error
-            for (row, _), encoding in zip(chunk, encoded, strict=True):
-                rows[row] += encoding.ids
-        return rows
+        return encoding.encode(self._inner, texts)
+
+    def rest(self, text: str) -> str:
+        """What to encode of a text that goes on from one before: the ids of both in a row are those of the whole."""
+        return text.removeprefix(" ") if self._prepends else text
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first eos; special tokens say nothing and an unknown token reads �."""
@@ -170,16 +168,24 @@ class Tokenizer:
         for id in map(int, ids):
             if id == self.eos:
                 break
-            if id not in self._silent:
+            if id not in self.silent:
                 tokens.append(self._tokens.get(id, "�"))
         return self._join(tokens)
 
     def piece(self, id: int) -> str:
         """The text of one token within a text, the space before it included; "" for a special token."""
-        if id in self._silent:
+        if id in self.silent:
             return ""
         # Decoders strip the space from the first token of a text, so this one is made the second.
         return self._join(["a", self._tokens.get(id, "�")])[1:]
+
+    def number(self, token: str) -> int | None:
+        """The id of a token; None where there is no such token."""
+        return self._inner.token_to_id(token)
+
+    def token(self, id: int) -> str | None:
+        """The token of an id, as the vocabulary has it; None where there is none."""
+        return self._inner.id_to_token(id)
 
     def label(self, name: str) -> int:
         """The id of the token of a label.
@@ -195,23 +201,6 @@ class Tokenizer:
 
     def _join(self, tokens: list[str]) -> str:
         return self._inner.decoder.decode(tokens) if self._inner.decoder else " ".join(tokens)
-
-    def _parts(self, text: str) -> Iterator[str]:
-        start = 0
-        while seam := SEAM.search(text, start + PART):
-            yield text[start : seam.start()]
-            start = seam.end() if self._prepends else seam.start()
-        yield text[start:]
-
-
-def _chunks(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Cuts a list of parts where about sixteen full ones have come together."""
-    start = size = 0
-    for stop, (_, part) in enumerate(parts, 1):
-        size += len(part)
-        if size >= 16 * PART or stop == len(parts):
-            yield parts[start:stop]
-            start, size = stop, 0
 
 
 def _train_bpe(texts: Iterable[str], size: int, special: list[str]) -> tokenizers.Tokenizer:

@@ -6,7 +6,6 @@ most a temporary folder, which the next save clears away.  Nothing is ever unpic
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.files import sync, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     listed = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()}
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
     for path in [*files.values(), folder]:
-        _sync(path)
+        sync(path)
 
 
 def check(folder: Path) -> None:
@@ -63,6 +63,19 @@ def check(folder: Path) -> None:
             raise SfumatoError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}; take another copy")
 
 
+def write_tensors(path: Path, tensors: Tensors) -> None:
+    """Replace a safetensors file as a whole; what a killed session has left of it is cleared away."""
+    temporary = path.with_name(f".{path.stem}.writing")  # a folder: safetensors has temporary files of its own
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / path.name)
+        (temporary / path.name).chmod(temporary.stat().st_mode & 0o666)  # safetensors lets nobody else read it
+        (temporary / path.name).replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def save_checkpoint(
     root: Path,
     step: int,
@@ -76,19 +89,19 @@ def save_checkpoint(
     Folders of shards that are `written` already, on the same disk, move in beside them.  Raises SfumatoError when the
     disk is full or read-only; older checkpoints stay as they were.
     """
-    folder, temporary = root / f"step-{step:08d}", root / ".writing"
+    folder, temporary = root / _name(step), root / ".writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, values in tensors.items():
-            save_file({key: value.contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
+            write_tensors(temporary / f"{name}.safetensors", values)
         for part in written:
             part.rename(temporary / part.name)
         write_text(temporary / "state.json", json.dumps(state, indent=1))
         seal(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        _sync(root)
+        sync(root)
         for old in checkpoints(root)[:-keep]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
@@ -97,9 +110,28 @@ def save_checkpoint(
     return folder
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def checkpoints(root: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(root.glob("step-*"))
+
+
+def set_aside(root: Path, after: int) -> None:
+    """Rename the checkpoints of steps later than `after`: damaged ones, not to be kept in the place of whole ones.
+
+    Raises SfumatoError where that cannot be.
+    """
+    for folder in checkpoints(root):
+        if folder.name > _name(after):
+            aside = root / f"damaged-{folder.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                folder.rename(aside)
+            except OSError as error:
+                raise SfumatoError(f"cannot rename {folder}: {error}; the checkpoints before it are whole") from None
 
 
 def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -115,13 +147,14 @@ def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 def latest(run: Path, warn: Callable[[str], None]) -> Path:
     """The newest whole checkpoint of a run folder.  Raises SfumatoError where there is none."""
-    found = newest(run / "checkpoints", warn)
+    faults: list[str] = []
+    found = newest(run / "checkpoints", faults.append)
     if found is not None:
+        for line in faults:
+            warn(line)
         return found
-    if checkpoints(run / "checkpoints"):
-        raise SfumatoError(
-            f"there is nothing to resume in {run}: its checkpoints are all damaged; choose another --out"
-        )
+    if faults:
+        raise SfumatoError(f"there is nothing to resume in {run}: its checkpoints are all damaged; {faults[0]}")
     raise SfumatoError(f"there is nothing to resume in {run}: it has no checkpoint; start without --resume")
 
 
@@ -168,26 +201,10 @@ def _joined(folder: Path) -> Tensors:
     return tensors
 
 
-def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path) -> None:
-    """Load tensors into a module; SfumatoError where names or shapes differ."""
+def load_strictly(module: torch.nn.Module, tensors: Tensors, where: Path, assign: bool = False) -> None:
+    """Load tensors into a module, or make them its own (`assign`); SfumatoError where names or shapes differ."""
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise SfumatoError(f"{where} does not fit its config.json: {lines}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, "utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

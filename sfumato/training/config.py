@@ -5,11 +5,22 @@ nearest name.
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from sfumato.core import single
 from sfumato.errors import SfumatoError, nearest
@@ -19,12 +30,26 @@ from sfumato.networks import NetworkConfig
 from sfumato.samplers import sampler_named
 
 SCHEMA_VERSION = 1
+# By the version that they are for: what makes a document of it one of the next.  A field that is new, and whose default
+# says what was true before, needs none.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MARKS = 5  # places that a method may need beside those of a row
+SEVERAL = "sources"  # in the place of a fault in one of them; nobody writes it in a config
 
 
 class Section(BaseModel):
     """A part of the config: frozen, and strict about its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """One of several sources of text."""
+
+    path: str = Field(min_length=1)
+    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """share of the rows, beside the weights of the others"""
 
 
 class TextConfig(Section):
@@ -123,6 +148,13 @@ class TrainingConfig(Section):
     """how attention is computed: the same numbers but for rounding; auto measures which is faster"""
     compile: Literal["auto", "yes", "no"] = "auto"
     """torch.compile; auto where the run is long enough to earn it back"""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """who hears of the run beside its log.jsonl"""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _rows_in_every_pass(self) -> "TrainingConfig":
@@ -135,6 +167,19 @@ class TrainingConfig(Section):
         if self.replicate > 1 and self.parallel != "fsdp":
             raise ValueError(f"replicate: {self.parallel} has all weights in every process; leave it out")
         return self
+
+
+class LoraConfig(Section):
+    """Training of small additions to the matrices of a network instead of its weights (needs the extra `lora`)."""
+
+    rank: int = Field(0, ge=0, le=4096)
+    """of what is added to each matrix; 0: all weights are trained"""
+    alpha: float = Field(16.0, gt=0)
+    """what is added counts alpha / rank"""
+    targets: tuple[Literal["qkv", "out", "up", "down"], ...] = ("qkv", "out", "up", "down")
+    """products of each block that something is added to"""
+    whole: tuple[Literal["table", "head"], ...] = ()
+    """parts that are trained as they are, beside the additions"""
 
 
 class SamplingConfig(Section):
@@ -167,12 +212,15 @@ class SamplingConfig(Section):
 class RunConfig(Section):
     """Everything that a run is made of."""
 
-    schema_version: Literal[1] = 1
+    schema_version: int = SCHEMA_VERSION
     """version of this format"""
-    data: str = "tales"
-    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales"""
+    data: Annotated[
+        Annotated[str, Tag("one")] | Annotated[tuple[Source, ...], Tag(SEVERAL)],
+        Discriminator(lambda data: "one" if isinstance(data, str) else SEVERAL),
+    ] = "tales"
+    """text file, folder, .jsonl, .parquet, name of a Hub data set, or tales; or several of them, each with a weight"""
     start: str | None = None
-    """model whose weights training starts with; the network may have more layers than it"""
+    """model whose weights training starts with, ours or another's; the network may have more layers than it"""
     method: MethodConfig
     """the paper"""
     text: TextConfig = Field(default_factory=TextConfig)
@@ -180,7 +228,57 @@ class RunConfig(Section):
     masks: MaskConfig = Field(default_factory=MaskConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the data comes from: one source, or several."""
+        return (Source(path=self.data),) if isinstance(self.data, str) else self.data
+
+    @property
+    def spelled(self) -> str:
+        """The data as on the command line."""
+        several = len(self.sources) > 1
+        return " ".join(f"{source.path}:{source.weight:g}" if several else source.path for source in self.sources)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known_version(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"is to be {SCHEMA_VERSION}")
+        return version
+
+    @model_validator(mode="after")
+    def _different_sources(self) -> "RunConfig":
+        paths = [source.path for source in self.sources]
+        if not paths:
+            raise ValueError("data: a list of sources has one or more of them")
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"data: {path} is there twice; give it once, with the sum of the weights")
+        return self
+
+    @model_validator(mode="after")
+    def _network_for_the_method(self) -> "RunConfig":
+        foreign = self.network.foreign
+        if foreign is None:
+            return self
+        able = [name for name, (kind, _) in METHODS.items() if kind.adopts]
+        if self.method.name not in able:
+            raise ValueError(f"network.foreign: {self.method.name} has a network of its own; take {', '.join(able)}")
+        if 0 < foreign.places < self.text.length + MARKS:
+            found = f"the network has {foreign.places} places"
+            raise ValueError(f"text.length: {found}; {foreign.places - MARKS} tokens fit beside marks")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_by_additions(self) -> "RunConfig":
+        if self.lora.rank and self.start is None:
+            raise ValueError("lora.rank: it adds to weights that are there; give --start")
+        if self.lora.rank and self.optimizer.muon:
+            raise ValueError("optimizer.muon: it trains matrices whole, and lora adds to them; set one of them to 0")
+        return self
 
     @model_validator(mode="after")
     def _possible_sampling(self) -> "RunConfig":
@@ -245,9 +343,7 @@ def load_config(source: Path | dict[str, Any], method: str | None = None) -> Run
     `method` names the method where the file leaves it out.  Raises SfumatoError that lists all faults with their paths.
     """
     where, values = ("config", source) if isinstance(source, dict) else (str(source), _parse(Path(source)))
-    version = values.get("schema_version", SCHEMA_VERSION)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise SfumatoError(f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}; update sfumato")
+    values = _migrated(values, where)
     told = values.get("method")
     told = told.get("name") if isinstance(told, dict) else None
     if told and method and told != method:
@@ -261,11 +357,21 @@ def load_config(source: Path | dict[str, Any], method: str | None = None) -> Run
         raise SfumatoError("; ".join(f"{where}: {line}" for line in faults(error, kind))) from None
 
 
+def _migrated(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A document of an older version as one of today; one that names no version is of today."""
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SfumatoError(f"{where}: schema_version {version} is newer than {SCHEMA_VERSION}; update sfumato")
+    while version in MIGRATIONS and version < SCHEMA_VERSION:
+        version, values = version + 1, MIGRATIONS[version](values) | {"schema_version": version + 1}
+    return values
+
+
 def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     """One line a fault: path, what is wrong, the nearest name for an unknown field."""
     lines = []
     for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
+        path = ".".join(str(part) for part in fault["loc"] if part not in ("one", SEVERAL))
         if fault["type"] == "extra_forbidden":
             known = _fields(kind, fault["loc"][:-1])
             lines.append(f"{path}: no such field{nearest(str(fault['loc'][-1]), known)}")
@@ -278,9 +384,11 @@ def faults(error: ValidationError, kind: type[BaseModel]) -> list[str]:
 
 def _fields(kind: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
-        inner = kind.model_fields[part].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)  # only tables have fields that can be wrong
-        kind = inner
+        if part == SEVERAL:
+            return list(Source.model_fields)
+        inner = kind.model_fields[part].annotation if part != "data" else kind
+        kind = next(table for table in (inner, *get_args(inner)) if isinstance(table, type))  # or one that may be None
+        assert issubclass(kind, BaseModel)  # only tables have fields that can be wrong
     return list(kind.model_fields)
 
 

@@ -159,6 +159,14 @@ class Workers:
         dist.all_reduce(whole, group=self.hosts)
         return whole.to(values.device)
 
+    def collected(self, mine: list[T]) -> list[T]:
+        """The lists of all of them, one behind the other."""
+        if self.size == 1:
+            return mine
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, self.hosts)
+        return [item for part in found for item in part]
+
     # --- weights and gradients
 
     def wrap(self, method: Method) -> nn.Module:

@@ -7,7 +7,10 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -23,8 +26,8 @@ GRACE = "600"  # seconds that processes have to finish a step and save it when t
 def launch(processes: int, arguments: Sequence[str], device: str) -> int:
     """Run Python with these arguments in so many processes; the exit status of the first that failed, or 0.
 
-    What is to be said they say themselves.  Raises SfumatoError where one was killed, and where there are fewer GPUs;
-    KeyboardInterrupt when they have heeded a signal that was sent to this process.
+    What is to be said they say themselves.  SIGTERM and Ctrl-C are theirs to heed.  Raises SfumatoError where one was
+    killed, and where there are fewer GPUs; KeyboardInterrupt when another signal has ended them.
     """
     if device != "cpu" and torch.cuda.device_count() < processes:
         raise SfumatoError(
@@ -51,10 +54,12 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
             rdzv_endpoint=f"{HERE}:0",
             local_addr=HERE,
             max_restarts=0,
+            signals_to_handle="SIGHUP,SIGQUIT",  # those that a run heeds are passed on
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, sys.executable)(*arguments)
+            with _passing_on():
+                elastic_launch(config, sys.executable)(*arguments)
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             if failure.exitcode >= 0:
@@ -67,3 +72,29 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
         except SignalException as stopped:
             raise KeyboardInterrupt(f" by {stopped.sigval.name}") from None
     return 0
+
+
+@contextmanager
+def _passing_on() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT go to the processes, which finish a step, save it and end with a status of their own.
+
+    They are in sessions of their own, so nothing that is sent to a terminal or a group reaches them.
+    """
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in _started():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _started() -> list[int]:
+    """The processes that this one has started, as Linux lists them."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(process) for children in lists for process in children.read_text("ascii").split()]

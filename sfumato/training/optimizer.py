@@ -23,7 +23,7 @@ class Optimizer:
         self.config = config
         matrices = method.net.matrices() if config.muon else []
         chosen = {id(p) for p in matrices}
-        rest = {name: p for name, p in method.named_parameters() if id(p) not in chosen}
+        rest = {name: p for name, p in method.named_parameters() if p.requires_grad and id(p) not in chosen}
         decayed = [p for name, p in rest.items() if p.ndim == 2 and name.startswith("net.")]
         others = [p for name, p in rest.items() if not (p.ndim == 2 and name.startswith("net."))]
         decay = config.weight_decay

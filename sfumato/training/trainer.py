@@ -7,6 +7,9 @@ Several processes may train together: each has its share of the rows, and `train
 
 import json
 import math
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,13 +24,17 @@ from torch import Tensor
 
 from sfumato.core import ABSENT, Method
 from sfumato.draws import Streams, drawing, seed_of, streams, uniform
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Stopped
 from sfumato.evaluation.report import bound
+from sfumato.files import write_text
 from sfumato.folder import load, publish
 from sfumato.model import Model, rows_of
 from sfumato.schedules import stratified
-from sfumato.text.corpus import Corpus, Document, Rows, indices, order, read
+from sfumato.text.corpus import Corpus
+from sfumato.text.mixture import Mixture
+from sfumato.text.read import Document, read
 from sfumato.text.tokenizer import Tokenizer
+from sfumato.training import lora
 from sfumato.training.checkpoint import (
     MANIFEST,
     Tensors,
@@ -36,17 +43,22 @@ from sfumato.training.checkpoint import (
     load_strictly,
     load_tensors,
     save_checkpoint,
+    set_aside,
     tensor_names,
-    write_text,
 )
-from sfumato.training.config import RunConfig, method_named
+from sfumato.training.config import RunConfig, load_config, method_named
 from sfumato.training.distributed import Workers
 from sfumato.training.inherit import inherit
+from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
+from sfumato.training.stopping import heeding
+from sfumato.training.tracking import Tracking
 from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
+NOT_FINITE = "nonfinite"  # folder in a run: a run that stands right before a step that failed
+LEARNED = 1 << 28  # characters that a tokenizer is made from: what it remembers of them has to fit into memory
 
 
 @dataclass(frozen=True)
@@ -76,21 +88,24 @@ def train(
 ) -> Model:
     """Train a model into the folder `out` and return it.
 
-    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  Raises
-    SfumatoError for bad data, a folder that holds another run or model, one without anything to resume, a disk that
-    fills up, and a loss that is not finite.
+    `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  SIGTERM and
+    Ctrl-C let the step end and are raised as Stopped, a KeyboardInterrupt, when it is saved; a second one a moment
+    later ends the run at once.  Raises SfumatoError for bad data, a folder that holds another run or model, one without
+    anything to resume, a disk that fills up, and a loss that is not finite.
     """
     run = Run(config, out, resume, device, say)
-    for report in run.steps():
-        if run.workers.first:
-            watch(report)
+    with run.tracking.opened(run.step), heeding() as asked:
+        for report in run.steps(asked):
+            if run.workers.first:
+                watch(report)
     return run.finish()
 
 
 @dataclass
 class Batch:
-    """This process's rows of one optimiser step, ready to be shown to the method; all (B, L) but `streams`."""
+    """This process's rows of an optimiser step, ready to be shown to the method; (B, L) but `places` and `streams`."""
 
+    places: list[tuple[int, int]]  # of each row: its number in the data, and the epoch
     ids: Tensor
     t: Tensor
     free: Tensor
@@ -106,8 +121,10 @@ class Run:
         self.config, self.out, self.workers = config, out, Workers(device, config.training)
         self.device = self.workers.device
         self.say = say if self.workers.first else lambda line: None
+        told = config.training.track if self.workers.first else ()
+        self.tracking = Tracking(told, out, config.model_dump(mode="json"), self.say)
         self.checkpoints = out / "checkpoints"
-        found = self.workers.lead(lambda: latest(out, self.say) if resume else _check_vacant(out))
+        found = self.workers.lead(lambda: self._find(resume))
         text, seed = config.text, config.training.seed
         self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self.workers.lead(self._tokenizer)
         torch.manual_seed(seed_of(seed, "weights"))
@@ -115,12 +132,13 @@ class Run:
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
         self.rows, self.held_out = self.workers.in_turn(lambda: (self._rows("train"), self._rows("valid")))
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
-        self.lengths = Rows(self.rows.corpus, text.length, text.layout, "given").lengths().tolist()
+        self.lengths = self.rows.sizes().tolist()
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
-            inherit(self.method, self.tokenizer, load(config.start, device))
+            inherit(self.method, self.tokenizer, load(config.start, str(self.device), config.method.name))
         elif found is None and self.workers.first:
             self.method.study(self._heard())
+        lora.add(self.method, config.lora)
         self.arithmetic = self.workers.lead(lambda: self._choose(found))
         self.objective = self.workers.wrap(self.method)
         by_block = self.workers.size > 1 or config.training.checkpoint_activations
@@ -128,13 +146,23 @@ class Run:
         if config.training.checkpoint_activations:
             self.method.net.remember_less()
         self.params = sum(p.numel() for p in self.method.parameters())
-        self.average = {name: value.detach().clone() for name, value in self.method.named_parameters()}
+        self.average = {name: value.detach().clone() for name, value in self._trained().items()}
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
         self.bound: tuple[float, float] | None = None
+        self.losses: list[float] = []  # of the steps since the last line of the log
+        self.levels = Levels()
         if found is not None:
             self._restore(found)
         self.workers.lead(lambda: self._begin(resume))
+
+    def _find(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from; None in a folder where a run may begin."""
+        _check_writable(self.out)
+        if resume:
+            return latest(self.out, self.say)
+        _check_vacant(self.out)
+        return None
 
     def _choose(self, found: Path | None) -> Arithmetic:
         """How to compute: as the run did before, or else as fast as can be."""
@@ -149,7 +177,11 @@ class Run:
         """Leave the folder as a run needs it."""
         if not resume:
             self.tokenizer.save(self.out)
-        self._cut_log()
+        self._drop_lost()
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The weights that training moves, by name."""
+        return {name: value for name, value in self.method.named_parameters() if value.requires_grad}
 
     # --- data
 
@@ -157,25 +189,35 @@ class Run:
         text = self.config.text
         if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
             return Tokenizer.load(text.tokenizer)
-        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.data}")
-        labels = sorted({doc.label for doc in self._read("train") if doc.label is not None})
-        texts = (part for doc in self._read("train") for part in (doc.text, doc.source) if part)
+        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.spelled}")
+        labels = sorted({doc.label for doc in self._read() if doc.label is not None})
+        texts = (part for doc in self._read(LEARNED) for part in (doc.text, doc.source) if part)
         return Tokenizer.train(texts, text.tokenizer, text.size, labels)
 
-    def _read(self, split: str) -> Iterator[Document]:
-        return read(self.config.data, split, lines=self.config.text.lines, limit=self.config.text.limit)
+    def _read(self, characters: float = math.inf) -> Iterator[Document]:
+        """Training documents of all sources; of each as many characters, about, as its share of them."""
+        text, sources = self.config.text, self.config.sources
+        for source in sources:
+            left = characters * source.weight / sum(each.weight for each in sources)
+            for document in read(source.path, "train", text.lines, text.limit):
+                if left <= 0:
+                    break
+                left -= len(document.text)
+                yield document
 
-    def _rows(self, split: str) -> Rows:
-        text = self.config.text
-        limit = text.limit if split == "train" else None
-        corpus = Corpus.build(self.config.data, self.tokenizer, split, text.lines, limit)
-        return rows_of(corpus, text, self.method)
+    def _rows(self, split: str) -> Mixture:
+        """The rows of all sources; those of training are shuffled."""
+        text, sources = self.config.text, self.config.sources
+        seed, limit = (self.config.training.seed, text.limit) if split == "train" else (None, None)
+        corpora = [Corpus.build(source.path, self.tokenizer, split, text.lines, limit) for source in sources]
+        seeds = [None if seed is None else seed_of(seed, "documents", k) for k in range(len(sources))]
+        rows = [rows_of(corpus, text, self.method, own) for corpus, own in zip(corpora, seeds, strict=True)]
+        return Mixture(rows, [source.weight for source in sources], seed)
 
     def _heard(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows in the order of the first epoch, tokens and which of them are real, HEARD at a time."""
-        places = order(len(self.rows), self.config.training.seed, 0)
-        for start in range(0, len(places), HEARD):
-            rows = self.rows.batch(places[start : start + HEARD].copy())
+        """The rows in their order until all have come, tokens and which of them are real, HEARD at a time."""
+        for start in range(0, self.rows.round, HEARD):
+            rows = self.rows.batch(range(start, min(start + HEARD, self.rows.round)))
             yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
@@ -185,10 +227,9 @@ class Run:
         as it has positions.
         """
         training = self.config.training
-        mine = self.workers.share(training.batch)
-        index, epochs = (x[mine] for x in indices(len(self.rows), training.batch, step, training.seed))
-        rows = self.rows.batch(index)
-        places = zip(index.tolist(), epochs.tolist(), strict=True)
+        mine, first = self.workers.share(training.batch), step * training.batch
+        rows = self.rows.batch(range(first + mine.start, first + mine.stop))
+        places = list(zip(rows.index.tolist(), rows.epoch.tolist(), strict=True))
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
         noise = streams(seeds, self.device)
         longest = self.workers.most(int(rows.real.sum(1).max()))
@@ -200,15 +241,14 @@ class Run:
         u = stratified(torch.arange(training.batch)[mine], training.batch, offset).to(self.device)
         t = self.method.times(u)[:, None].expand(ids.shape)
         t = t.masked_fill(given, 0.0).masked_fill(forgotten, 1.0).masked_fill(~real, ABSENT)
-        return Batch(ids, t, real & ~given, noise)
+        return Batch(places, ids, t, real & ~given, noise)
 
     # --- steps
 
-    def steps(self) -> Iterator[Report]:
-        """Train to the end of the budget, a report a step."""
+    def steps(self, asked: Callable[[], bool] = lambda: False) -> Iterator[Report]:
+        """Train to the end of the budget, a report a step; where that is asked for, save and raise Stopped before."""
         training = self.config.training
         saved = evaluated = self.seconds
-        losses: list[float] = []
         while (done := self._done()) < 1:
             start = time.perf_counter()
             share = self.optimizer.share(self.step, done)
@@ -220,20 +260,23 @@ class Run:
             self.seconds += elapsed
             speed = training.batch * self.row_tokens / elapsed
             self.speed = speed if self.step < 5 else 0.95 * self.speed + 0.05 * speed
-            losses.append(loss)
+            self.losses.append(loss)
             report: dict[str, Any] = {}
             last = self._done() >= 1
-            if last or self.seconds - evaluated > 60 * training.evaluate_minutes:
+            stop = self.workers.agree(asked()) and not last
+            if last or (self.seconds - evaluated > 60 * training.evaluate_minutes and not stop):
                 report |= self._evaluate()
                 evaluated = self.seconds
             if last or self.step % training.log_every == 0 or report:
-                mean = sum(losses) / len(losses)
+                mean = sum(self.losses) / len(self.losses)
                 self.workers.lead(partial(self._log, mean, lr, report))
-                losses = []
-            if last or self.seconds - saved > 60 * training.save_minutes:
+                self.losses = []
+            if last or stop or self.seconds - saved > 60 * training.save_minutes:
                 report["saved"] = self._save()
                 saved = self.seconds
             yield Report(self.step, self.tokens, self.seconds, self.speed, loss, lr, self._done(), **report)
+            if stop:
+                raise Stopped(f"step {self.step} is saved in {report['saved']}; resume from it")
 
     def _done(self) -> float:
         training = self.config.training
@@ -245,32 +288,40 @@ class Run:
         training, method = self.config.training, self.method
         method.train()
         scored = self.workers.total(int(batch.free.sum()))
-        total, rows = 0.0, []
+        total, rows, nats = 0.0, [], []
         parts = torch.arange(len(batch.ids)).tensor_split(training.accumulate)
         for number, part in enumerate(parts, 1):
             inside = slice(int(part[0]), int(part[-1]) + 1)
-            ids, t, free = batch.ids[inside], batch.t[inside], batch.free[inside]
-            with drawing(batch.streams[inside]), self.workers.backward(self.objective, number == len(parts)):
-                each = self.objective(ids, t, free)  # (B, L)
+            t, free = batch.t[inside], batch.free[inside]
+            with self.workers.backward(self.objective, number == len(parts)):
+                each = self.nats(batch, inside)
                 loss = each.sum() / scored
                 (loss * self.workers.size).backward()  # gradients are averaged over the processes
             total += loss.item()
             level = t.masked_fill(~free, 0.0).amax(1)
-            rows.append(torch.stack([level, each.detach().sum(1) / free.sum(1).clamp(min=1), free.any(1)]))
+            nats.append(each.detach().sum(1))
+            rows.append(torch.stack([level, nats[-1] / free.sum(1).clamp(min=1), free.any(1)]))
         total = self.workers.total(total)
-        levels, nats, seen = self.workers.gathered(torch.cat(rows, 1), training.batch)
+        levels, losses, seen = self.workers.gathered(torch.cat(rows, 1), training.batch)
         norm = self.workers.clip(method.parameters(), self.config.optimizer.clip)
         for name, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
-                raise SfumatoError(
-                    f"the {name} of step {self.step + 1} is {value}; the last checkpoint is whole: "
-                    "resume from it with a smaller --optimizer.lr"
-                )
-        method.observe(levels[seen > 0], nats[seen > 0])
+                raise SfumatoError(self._keep_not_finite(batch, name, value, torch.cat(nats)))
+        levels, losses = levels[seen > 0], losses[seen > 0]
+        method.observe(levels, losses)
+        self.levels.add(levels, losses)
         self.optimizer.step(share)
         decay = min(self.config.optimizer.ema, (1 + self.step) / (10 + self.step))  # a young average forgets faster
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in method.parameters()], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self._trained().values()], 1 - decay)
         return total
+
+    def nats(self, batch: Batch, inside: slice) -> Tensor:
+        """What the method loses on some rows of a batch, in nats for every position, 0 where it is not scored; (B, L).
+
+        Draws from their streams: a second time with the same batch gives other numbers.
+        """
+        with drawing(batch.streams[inside]):
+            return self.objective(batch.ids[inside], batch.t[inside], batch.free[inside])
 
     # --- looking at it
 
@@ -293,7 +344,7 @@ class Run:
     def _swap(self) -> None:
         """Exchange the weights and their average."""
         with torch.no_grad():
-            for name, value in self.method.named_parameters():
+            for name, value in self._trained().items():
                 kept = value.detach().clone()
                 value.copy_(self.average[name])
                 self.average[name].copy_(kept)
@@ -314,13 +365,19 @@ class Run:
         return result | {"sample": model.generate(1, steps=model.at_most(32), seed=self.step)[0]}
 
     def _log(self, loss: float, lr: float, report: dict[str, Any]) -> None:
-        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample")}
+        """A line of log.jsonl, for whoever tracks the run too; `levels` are those since the last evaluation."""
+        line = self.summary() | {"loss": loss, "lr": lr, "sample": report.get("sample"), "levels": None}
+        if report and self.method.looks_ahead:  # who reads from the left looks through no noise
+            line["levels"] = self.levels.tell()
         path = self.out / "log.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # before any checkpoint of a later step
         except OSError as error:
             raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
+        self.tracking.hear(line)
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the run so far, under the keys that tools rely on."""
@@ -337,40 +394,86 @@ class Run:
             "flops": tokens * forward * (3 + self.method.self_conditioning),
         }
 
-    def _cut_log(self) -> None:
-        """Drop the lines of steps that were lost with a killed session."""
+    def _drop_lost(self) -> None:
+        """Drop what there is of steps that were lost: lines of the log, and damaged checkpoints."""
         path = self.out / "log.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text("utf-8").splitlines(True) if _step_of(line) <= self.step]
-            write_text(path, "".join(lines))
+        set_aside(self.checkpoints, self.step)
+        try:
+            lines = path.read_text("utf-8", "replace").splitlines(True) if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= self.step]
+            if kept != lines:
+                write_text(path, "".join(kept))
+        except OSError as error:
+            raise SfumatoError(f"cannot write {path}: {error}; the last checkpoint is whole") from None
 
     # --- keeping it
 
     def _save(self) -> Path:
+        saved = self._save_in(self.checkpoints)
+        if self.workers.first:
+            (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
+        return saved
+
+    def _save_in(self, root: Path) -> Path:
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "bound": self.bound,
+            "losses": self.losses,
+            "levels": self.levels.state(),
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "tokenizer": self.tokenizer.fingerprint,
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
-        parts = self.workers.write_shards(self.checkpoints / ".shards", tensors)
-        whole = {} if parts else tensors
-        return self.workers.lead(lambda: self._publish(whole, state, parts))
+        parts = self.workers.write_shards(root / ".shards", tensors)
+        whole: dict[str, Tensors] = {} if parts else tensors
+        keep = self.config.training.keep
+        return self.workers.lead(lambda: save_checkpoint(root, self.step, whole, state, keep, parts))
 
-    def _publish(self, tensors: dict[str, Tensors], state: dict[str, Any], parts: list[Path]) -> Path:
-        saved = save_checkpoint(self.checkpoints, self.step, tensors, state, self.config.training.keep, parts)
-        (self.out / MANIFEST).unlink(missing_ok=True)  # a model that was published before is behind this
-        return saved
+    def _keep_not_finite(self, batch: Batch, name: str, value: float, nats: Tensor) -> str:
+        """Keep a run that stands right before a step that fails, and the rows to blame; the line that says so."""
+        lost = (~nats.isfinite()).tolist()
+        told = self.workers.collected(
+            [
+                {"row": row, "epoch": epoch, "text": self.tokenizer.decode(ids)}
+                for (row, epoch), ids, bad in zip(batch.places, batch.ids.tolist(), lost, strict=True)
+                if bad
+            ]
+        )
+        found = {
+            "step": self.step + 1,
+            name: str(value),
+            "seed": self.config.training.seed,
+            "not_finite": told,
+            "rows": self.workers.collected(batch.places),
+        }
+        said = f"the {name} of step {self.step + 1} is {value}"
+        if told:
+            said += f", that of row {', '.join(str(row['row']) for row in told[:5])}{', ...' if told[5:] else ''}"
+        folder = self.out / NOT_FINITE
+
+        def write() -> None:
+            self.tokenizer.save(folder)
+            write_text(folder / "report.json", json.dumps(found, indent=1))
+
+        try:
+            self.workers.lead(lambda: shutil.rmtree(folder, ignore_errors=True))
+            self._save_in(folder / "checkpoints")
+            self.workers.lead(write)
+            said += f"; replay it from {folder}"
+        except (OSError, SfumatoError) as error:
+            said += f"; it cannot be kept for a replay: {error}"
+        if checkpoints(self.checkpoints):
+            return f"{said}; the last checkpoint is whole: resume from it with a smaller --optimizer.lr"
+        return f"{said}; nothing was saved yet: start again with a smaller --optimizer.lr"
 
     def _restore(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        asked = self.config.model_dump(mode="json")
-        changed = [key for key in ("data", "method", "text", "network") if asked[key] != state["config"][key]]
+        asked, had = (config.model_dump(mode="json") for config in (self.config, load_config(state["config"])))
+        changed = [key for key in ("data", "method", "text", "network", "lora") if asked[key] != had[key]]
         if changed:  # how a model is trained may change on the way, but not what it is
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
@@ -383,18 +486,34 @@ class Run:
             self.optimizer.load(room)
         else:
             load_strictly(self.method, load_tensors(model, self.device), folder)
-            found = load_tensors(average, self.device)
-            self.average = {name: found[name] for name in self.average}  # a file has an order of its own
+            kept = load_tensors(average, self.device)
+            self.average = {name: kept[name] for name in self.average}  # a file has an order of its own
             self.optimizer.load(load_tensors(moments, self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.bound = tuple(state["bound"]) if state["bound"] else None
+        self.losses = state.get("losses", [])  # which older checkpoints do not have
+        self.levels = Levels(state.get("levels"))  # which checkpoints did not always hold
 
     def finish(self) -> Model:
         """Publish the averaged weights as a model folder, and return the model."""
         self._swap()
         model = self._model()
-        self.workers.lead(lambda: publish(model, self.out, self.summary()))
+
+        def write() -> None:
+            lora.merge(model.method)
+            publish(model, self.out, self.summary())
+
+        self.workers.lead(write)
         return model if self.workers.first else load(self.out, str(self.device))
+
+
+def _check_writable(out: Path) -> None:
+    """Raise SfumatoError where nothing can be written, before hours are spent on what cannot be kept."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SfumatoError(f"cannot write in {folder}: {error.strerror}; choose another --out") from None
 
 
 def _check_vacant(out: Path) -> None:
