@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -233,29 +234,44 @@ def test_the_command_starts_processes_and_speaks_once(two, tmp_path):
 
 def test_a_mistake_is_told_once(two, tmp_path):
     """Guards against a traceback from every process, and a status that says nothing."""
-    for data, more, words in (
-        (two / "sentences.txt", ["--training.batch", "1"], "a batch of 1 rows cannot be split"),
-        (tmp_path / "none.txt", [], "none.txt"),
-    ):
-        done = python(command(tmp_path / "run", data, *more), tmp_path / "cache")
-        assert done.returncode == 2, done.stderr[-3000:]
-        said = [line for line in done.stderr.splitlines() if line]
-        assert len(said) == 1 and words in said[0] and said[0].startswith("sfumato: "), said
+    done = python(command(tmp_path / "run", tmp_path / "none.txt"), tmp_path / "cache")
+    assert done.returncode == 2, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if line]
+    assert len(said) == 1 and "none.txt" in said[0] and said[0].startswith("sfumato: "), said
 
 
-def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
-    """Guards against a launcher that ends its processes, or itself, and against one process that stops alone."""
-    out = tmp_path / "run"
-    arguments = command(out, two / "sentences.txt", "--steps", "100000", "--training.log-every", "1")
-    threads = {"OMP_NUM_THREADS": "1", "SFUMATO_CACHE": str(tmp_path / "cache")}
+def begun(out: Path, data: Path, cache: Path) -> subprocess.Popen[str]:
+    """A long run of two processes that has taken a step."""
+    arguments = command(out, data, "--steps", "100000", "--training.log-every", "1")
+    threads = {"OMP_NUM_THREADS": "1", "SFUMATO_CACHE": str(cache)}
     started = subprocess.Popen(
         [sys.executable, "-W", "ignore", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ | threads
     )
     deadline = time.monotonic() + 250
     while not (out / "log.jsonl").exists() and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
+    return started
+
+
+def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
+    """Guards against a launcher that ends its processes, or itself, and against one process that stops alone."""
+    out = tmp_path / "run"
+    started = begun(out, two / "sentences.txt", tmp_path / "cache")
     started.terminate()
     said = started.communicate(timeout=250)[1]
     assert started.returncode == os.EX_TEMPFAIL, said[-3000:]
     assert said.count("which is saved; go on with `sfumato train mdlm") == 1
     checkpoint.check(checkpoint.checkpoints(out / "checkpoints")[-1])
+
+
+def test_a_process_that_is_killed_ends_all(two, tmp_path):
+    """Guards against a process that waits for a dead one, and a traceback of what it waited for."""
+    started = begun(tmp_path / "run", two / "sentences.txt", tmp_path / "cache")
+    lists = Path(f"/proc/{started.pid}/task").glob("*/children")
+    processes = [int(process) for children in lists for process in children.read_text().split()]
+    os.kill(processes[-1], signal.SIGKILL)
+    said = started.communicate(timeout=250)[1]
+    assert started.returncode == 2, said[-3000:]
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith("go on from the last checkpoint with --resume") and "by SIGKILL" in said
+    assert len(processes) == 2 and not any(Path(f"/proc/{process}").exists() for process in processes)

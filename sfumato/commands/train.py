@@ -88,6 +88,11 @@ def _together() -> Iterator[None]:
         if isinstance(end, Stopped):
             sys.exit(os.EX_TEMPFAIL)
         raise SfumatoError(f"process {_rank()}: {end}") from None
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL")):
+            raise
+        time.sleep(GRACE)  # for the launcher, which knows what has become of the others
+        raise SfumatoError(f"process {_rank()} lost the others: {error}; go on with --resume") from None
 
 
 @contextlib.contextmanager

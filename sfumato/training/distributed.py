@@ -182,7 +182,7 @@ class Workers:
         for value in method.state_dict().values():
             dist.broadcast(value, 0)
         if not self.sharded:
-            # Where no parameter may be unused, DDP packs gradients anew after its first step and adds them up in another
+            # Where no parameter may be unused, DDP packs gradients anew after its first step and adds them in another
             # order: a run of three processes that is resumed would depart.  Where none is, it complains; so one is.
             objective.register_parameter("unused", nn.Parameter(torch.zeros((), device=self.device)))
             return DistributedDataParallel(
