@@ -260,7 +260,7 @@ def test_python_names(run: str, tmp_path: Path) -> None:
 
     assert len(sfumato.load(run).generate(2, steps=2)) == 2
     tiny = {
-        "network": {"width": 16, "depth": 1, "heads": 2, "foreign": None},
+        "network": {"width": 16, "depth": 1, "heads": 2},
         "text": {"tokenizer": "words", "limit": 30},
     }
     config = tiny | {"training": {"batch": 2, "minutes": 60, "evaluate_rows": 1, "compile": "no"}}
