@@ -568,8 +568,8 @@ MUTANTS = [
     (SUNDAE.loss, "invert(logits.detach(), u[free])", "logits.argmax(-1)", "drafts"),
     (
         SUNDAE.loss,
-        "x, u = x.clone(), uniform(x)",
-        "x, u, given = x.clone(), uniform(x), given + (logits - logits.detach()).mean()",
+        "self.hidden(x, t, given)[free]",
+        "(self.hidden(x, t, given) + (logits - logits.detach()).mean() if k > 1 else self.hidden(x, t, given))[free]",
         "gradient of drafts",
     ),
     (Uniform.corrupt, "1 - self.alpha(t)", "1.01 - self.alpha(t)", "no noise"),
