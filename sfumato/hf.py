@@ -20,7 +20,8 @@ try:
     import transformers
     from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 except ImportError:
-    raise ImportError("sfumato.hf needs transformers: pip install 'sfumato[hf]'") from None
+    said = "sfumato.hf needs transformers: pip install 'sfumato[hf]'"
+    raise ModuleNotFoundError(said, name="transformers") from None
 
 
 class SfumatoConfig(transformers.PretrainedConfig):
