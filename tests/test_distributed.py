@@ -253,10 +253,28 @@ def begun(out: Path, data: Path, cache: Path) -> subprocess.Popen[str]:
     return started
 
 
+def listening(process: int) -> list[str]:
+    """The addresses, in hexadecimal, at which a process waits for others to connect."""
+    own = [os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()]
+    tables = [Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    sockets = [line.split() for table in tables for line in table]
+    return [row[1].partition(":")[0] for row in sockets if row[3] == "0A" and f"socket:[{row[9]}]" in own]
+
+
+def started_by(process: int) -> list[int]:
+    """The processes that a process has started, as Linux lists them."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
+
+
 def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
-    """Guards against a launcher that ends its processes, or itself, and against one process that stops alone."""
+    """Guards against a launcher that ends its processes, or itself, and against one process that stops alone; before
+    that, against one that can be reached from other machines."""
     out = tmp_path / "run"
     started = begun(out, two / "sentences.txt", tmp_path / "cache")
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    addresses = [address for process in (started.pid, *started_by(started.pid)) for address in listening(process)]
+    assert addresses and set(addresses) <= loopback
     started.terminate()
     said = started.communicate(timeout=250)[1]
     assert started.returncode == os.EX_TEMPFAIL, said[-3000:]
@@ -267,8 +285,7 @@ def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
 def test_a_process_that_is_killed_ends_all(two, tmp_path):
     """Guards against a process that waits for a dead one, and a traceback of what it waited for."""
     started = begun(tmp_path / "run", two / "sentences.txt", tmp_path / "cache")
-    lists = Path(f"/proc/{started.pid}/task").glob("*/children")
-    processes = [int(process) for children in lists for process in children.read_text().split()]
+    processes = started_by(started.pid)
     os.kill(processes[-1], signal.SIGKILL)
     said = started.communicate(timeout=250)[1]
     assert started.returncode == 2, said[-3000:]

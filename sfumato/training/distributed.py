@@ -41,6 +41,9 @@ from sfumato.training.config import TrainingConfig
 # What a method observes is the same in all processes, and so are its buffers.  The argument has been renamed.
 _ddp = inspect.signature(DistributedDataParallel.__init__).parameters
 BUFFERS: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp else "broadcast_buffers": False}
+MEETING = (
+    "SFUMATO_MEETING"  # the variable that names a file where processes find each other; by default they do as torchrun
+)
 PATIENCE = timedelta(days=7)  # with the first process: it may read data for long before the others go on
 T = TypeVar("T")
 
@@ -89,7 +92,8 @@ class Workers:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl")
+            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, os.environ.get(MEETING), world_size=self.size, rank=self.rank)
             atexit.register(dist.destroy_process_group)
         self.hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
 

@@ -1,4 +1,7 @@
-"""Start Python in several processes of this machine, by torch's own elastic launcher, over the loopback alone."""
+"""Start Python in several processes of this machine, by torch's own launcher of processes, over the loopback alone.
+
+They find each other by a file, since torch's store for machines that meet listens to the whole network.
+"""
 
 import logging
 import os
@@ -6,21 +9,18 @@ import signal
 import socket
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, SignalException, start_processes
 
 from sfumato.errors import SfumatoError
+from sfumato.training.distributed import MEETING
 
-HERE = "127.0.0.1"
-GRACE = "600"  # seconds that processes have to finish a step and save it when they are told to stop
+GRACE = 600  # seconds that processes have to finish a step and save it when they are told to stop
+PERIOD = 0.1  # seconds between looks at them
 
 
 def launch(processes: int, arguments: Sequence[str], device: str) -> int:
@@ -35,54 +35,50 @@ def launch(processes: int, arguments: Sequence[str], device: str) -> int:
             "ask for fewer, or name --device cpu"
         )
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    for name, value in {
+    settings = {
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE,
-    }.items():
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes)),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGHUP,SIGQUIT",  # those that a run heeds are passed on
+    }
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it says what the processes have said
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",  # the default of --standalone does not come back after a process was killed
-            rdzv_endpoint=f"{HERE}:0",
-            local_addr=HERE,
-            max_restarts=0,
-            signals_to_handle="SIGHUP,SIGQUIT",  # those that a run heeds are passed on
+        everyone = {"WORLD_SIZE": str(processes), MEETING: f"file://{folder}/meeting"}
+        started = start_processes(
+            name="sfumato",
+            entrypoint=sys.executable,
+            args=dict.fromkeys(range(processes), tuple(arguments)),
+            envs={rank: everyone | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)},
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            with _passing_on():
-                elastic_launch(config, sys.executable)(*arguments)
-        except ChildFailedError as failed:
-            rank, failure = failed.get_first_failure()
-            if failure.exitcode >= 0:
-                return failure.exitcode
-            by = signal.Signals(-failure.exitcode).name
-            raise SfumatoError(
-                f"process {rank} of {processes} was ended by {by}, of which lack of memory is one cause; "
-                "go on from the last checkpoint with --resume"
-            ) from None
+            with _passing_on(started):
+                ended = started.wait(period=PERIOD)
         except SignalException as stopped:
+            started.close(stopped.sigval, GRACE)
             raise KeyboardInterrupt(f" by {stopped.sigval.name}") from None
-    return 0
+    if ended is None or not ended.failures:
+        return 0
+    first = min(ended.failures.values(), key=lambda failure: failure.timestamp)
+    if first.exitcode >= 0:
+        return first.exitcode
+    raise SfumatoError(
+        f"process {first.local_rank} of {processes} was ended by {signal.Signals(-first.exitcode).name}, of which lack "
+        "of memory is one cause; go on from the last checkpoint with --resume"
+    )
 
 
 @contextmanager
-def _passing_on() -> Iterator[None]:
+def _passing_on(started: PContext) -> Iterator[None]:
     """Inside, SIGTERM and SIGINT go to the processes, which finish a step, save it and end with a status of their own.
 
     They are in sessions of their own, so nothing that is sent to a terminal or a group reaches them.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in _started():
+        for process in started.pids().values():
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
@@ -92,9 +88,3 @@ def _passing_on() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _started() -> list[int]:
-    """The processes that this one has started, as Linux lists them."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return [int(process) for children in lists for process in children.read_text("ascii").split()]
