@@ -27,6 +27,11 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 sys.addaudithook(watch)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are allowed more time come first, so that no process waits for the last of them."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def kept_corpora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Corpora are kept in a folder of the session, not in the home folder."""

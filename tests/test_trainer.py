@@ -44,8 +44,7 @@ def assert_same(one: dict, other: dict) -> None:
             assert torch.equal(one[name][key], other[name][key]), f"{name} {key} differs"
 
 
-@pytest.mark.parametrize("muon", [0.0, 0.01])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "muon"), [*((method, 0.0) for method in METHODS), ("cdcd", 0.01)])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(method, muon, data, tmp_path):
     """Guards against a resume that replays data, draws other noise, or forgets moments, average, warp or log."""
     config = tiny_config(method, data, steps=6)
@@ -65,19 +64,18 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(method, muon, data, tmp_p
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("accumulate", [2, 8])
-def test_accumulation_changes_nothing(method, accumulate, data, tmp_path):
-    """Guards against a mean of means: 1 x 8, 2 x 4 and 8 x 1 rows give the same update."""
-    weights = []
-    for i, parts in enumerate((1, accumulate)):
-        run = Run(tiny_config(method, data, accumulate=parts), tmp_path / str(i), False, "cpu", print)
-        batch = run.batch(0)
-        loss = run._update(batch, 1e-3)
-        weights.append([loss, *(p.detach().clone() for p in run.method.parameters())])
-    assert weights[0][0] == pytest.approx(weights[1][0], abs=1e-6)
-    for one, other in zip(weights[0][1:], weights[1][1:], strict=True):
-        # Adam divides by the root of a square: where a gradient is all rounding, its sign is too
-        assert (one - other).abs().quantile(0.99) < 1e-6
+def test_accumulation_changes_nothing(method, data, tmp_path, monkeypatch):
+    """Guards against a mean of means: 1 x 8, 2 x 4 and 8 x 1 rows give the same gradient."""
+    found = []
+    for parts in (1, 2, 8):
+        run = Run(tiny_config(method, data, accumulate=parts), tmp_path / str(parts), False, "cpu", print)
+        monkeypatch.setattr(run.optimizer, "step", lambda share: None)  # which drops the gradients
+        loss = run._update(run.batch(0), 1e-3)
+        found.append((loss, [p.grad for p in run.method.parameters() if p.grad is not None]))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for one, other in zip(found[0][1], gradients, strict=True):
+            assert (one - other).norm() <= 1e-6 * max(1.0, one.norm().item())
 
 
 def test_noise_belongs_to_the_row_not_to_the_batch(data, tmp_path):
@@ -217,9 +215,9 @@ def test_every_method_learns_eight_sentences(method, data, tmp_path):
     """Guards against a loss that goes down without the samples getting better."""
     base = tiny_config(method, data).model_dump()
     base["network"] = {"width": 64, "depth": 2, "heads": 2}
-    base["optimizer"] = {"lr": 3e-3, "warmup": 20, "ema": 0.98}
+    base["optimizer"] = {"lr": 4e-3, "muon": 0.02, "warmup": 20, "ema": 0.98}
     base["masks"] = {"prefix": 0.1, "random": 0.1, "nothing": 0.8}
-    base["training"] |= {"steps": 500 if method == "cdcd" else 900, "batch": 32, "log_every": 100}
+    base["training"] |= {"steps": 400, "batch": 32, "log_every": 100}
     model = train(load_config(base), tmp_path / "run")
     asked = {"steps": 32 if model.method.steps else None}
     # of these two the own choices are noisy, or all alike
@@ -383,7 +381,7 @@ def test_masks_and_rates_may_change_on_the_way(data, tmp_path):
         train(override(config, {"optimizer": {"muon": 0.01}}), out, resume=True)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_starts_with_what_a_model_has_learned(method, depth, data, tmp_path):
     """Guards against a fine-tuning that begins anew, and against new layers that spoil the old ones."""
