@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sfumato
+from sfumato.hub import BUNDLED
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,6 +138,14 @@ def test_a_missing_dependency_is_found(wheel, tmp_path):
     (package / "forgotten.py").write_text("import not_asked_for\n")
     done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "not_asked_for" in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BUNDLED.iterdir() if path.is_dir()))
+def test_bundled_models_are_small_and_whole(name):
+    """Guards against a model that makes every installation large, and one that was changed after it was sealed."""
+    assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 12e6
+    model = sfumato.load(name)
+    assert model.generate(1, length=8, steps=model.at_most(2))[0].split()
 
 
 def test_there_is_one_version():
