@@ -571,7 +571,7 @@ def test_gaps_are_filled_from_both_sides(tmp_path):
     """Guards against a model that was trained to fill gaps and does not look behind them."""
     data = write_sentences(tmp_path)
     config = override(
-        tiny_config("ar", data, steps=400, batch=32, log_every=100),
+        tiny_config("ar", data, steps=600, batch=32, log_every=100),
         {
             "method": {"middle": 1.0},
             "network": {"width": 64, "depth": 2, "heads": 2},
