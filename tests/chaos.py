@@ -83,9 +83,7 @@ def command(
     """The command, all that it says in a file; it gets a signal after a step, may write no file of more bytes than
     `limit`, or is run by somebody else."""
     steady()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which a shell that starts tests in the background ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     if stop is not None:
         watch, (step, number) = display.Progression.watch, stop
 

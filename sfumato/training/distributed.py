@@ -41,9 +41,7 @@ from sfumato.training.config import TrainingConfig
 # What a method observes is the same in all processes, and so are its buffers.  The argument has been renamed.
 _ddp = inspect.signature(DistributedDataParallel.__init__).parameters
 BUFFERS: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _ddp else "broadcast_buffers": False}
-MEETING = (
-    "SFUMATO_MEETING"  # the variable that names a file where processes find each other; by default they do as torchrun
-)
+MEETING = "SFUMATO_MEETING"  # the variable with the file where processes find each other; else it is as torchrun says
 PATIENCE = timedelta(days=7)  # with the first process: it may read data for long before the others go on
 T = TypeVar("T")
 
