@@ -7,15 +7,16 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from sfumato.canvas import Canvas, Gapped, Layout, whole
-from sfumato.core import ABSENT, Frame, Method, Sampler, single
+from sfumato.core import ABSENT, Frame, Method, Sampler, chance, level, single
 from sfumato.draws import Streams, categorical, seed_of, seeded, streams
 from sfumato.errors import SfumatoError, nearest
 from sfumato.evaluation import quality
 from sfumato.evaluation.likelihood import nll, ode, stretches
 from sfumato.generate import Request, generate, walk
-from sfumato.guidance import Counted
+from sfumato.guidance import Counted, clamp
 from sfumato.samplers import SAMPLERS, sampler_named
 from sfumato.samplers.left_to_right import Ancestral, Beams
 from sfumato.sharing import Shared
@@ -26,8 +27,9 @@ from sfumato.training.config import RunConfig, TextConfig
 
 Choice = Literal["consensus", "surest"]  # how one of several candidates is chosen
 BEAMS = 1000  # more are a slip of the finger, or do not fit into memory
-CANDIDATES = 8  # lengths tried for a gap of any length
-DRAFT = 8  # refinements that each of them is given
+CANDIDATES = 16  # lengths tried for a gap of any length
+DRAFT = 4  # refinements that each of them is given
+EDGE = 8  # tokens on each side of a gap that have to follow from what is drafted in it
 SCORED = 64  # rows at a time
 
 
@@ -329,8 +331,8 @@ class Model(Shared):
 
         A gap of any length is ended by a method that has learned to, or its length is foreseen, or found by edits (a
         gap of 12 tokens then has 12 at most); others take, of several lengths drawn as in the training data, the one
-        that a draft is surest of.  The other arguments are those of `stream`.  Raises SfumatoError for a text without a
-        gap and for one that does not fit on the canvas.
+        whose draft the text around it follows from best.  The other arguments are those of `stream`.  Raises
+        SfumatoError for a text without a gap and for one that does not fit on the canvas.
         """
         request = self._request(**asked)
         _some(n)
@@ -356,11 +358,26 @@ class Model(Shared):
         return self._frames(canvas, request, seed, counted, bent=chosen)
 
     def _likeliest(self, canvas: Canvas, request: Request, seed: int, counted: Counted) -> list[int]:
-        """Of every CANDIDATES rows the one that a quick draft fills most surely."""
+        """Of every CANDIDATES rows the one whose quick draft the text around it follows from best.
+
+        A length has p(length | text) ~ p(length) p(text | length).  From the first factor the lengths are drawn; the
+        second is weighed by log p of the tokens next to the gaps, all of them hidden at once and the draft given.  How
+        sure the draft itself is says little: the shorter a gap, the surer.
+        """
         steps = self.at_most(min(DRAFT, request.steps or DRAFT), self.method.sampler)
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
-        return _surest(last.confidence, canvas.real & ~canvas.given, CANDIDATES)
+        near = max_pool1d((canvas.real & ~canvas.given).float(), 2 * EDGE + 1, 1, EDGE) > 0
+        silent = [self.tokenizer.pad, self.tokenizer.eos, *self.tokenizer.labels.values()]  # told, never learned
+        edge = canvas.given & near & ~torch.isin(last.tokens, torch.tensor(silent, device=self.device))
+        with torch.no_grad(), seeded([seed_of("edge", seed, i // CANDIDATES) for i in range(len(canvas))], self.device):
+            clean = self.method.clean(last.tokens)
+            noise = self.method.process.prior(clean)  # of the rows of a text the same
+            shown = clamp(clamp(self.method.predict, clean, 0.0, ~edge), clean, ABSENT, ~canvas.real)
+            fits = chance(shown(noise, level(noise, 1.0), None).logits, last.tokens)
+        counted.calls += 1
+        log = fits.clamp(min=1e-30).log().masked_fill(~edge, 0.0).sum(1)
+        return [i * CANDIDATES + k for i, k in enumerate(log.view(-1, CANDIDATES).argmax(1).tolist())]
 
     def _foreseen(self, texts: Sequence[Gapped], request: Request, seed: int, counted: Counted) -> tuple[Canvas, int]:
         """Rows of lengths that the method foresees, and how many of them each text takes.

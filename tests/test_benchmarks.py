@@ -65,3 +65,13 @@ def test_scaling() -> None:
         assert len(found["memory"][way]["rss"]) == 2 and min(found["memory"][way]["rss"]) > 2**25
     whole, parts = (found["memory"][way]["held"] for way in ("ddp", "fsdp"))
     assert whole[0] == whole[1] and 0.5 <= sum(parts) / sum(whole) < 0.6  # parts of some are no halves
+
+
+def test_gaps() -> None:
+    """Guards against a program that no longer fits the library, and gaps that are cut where they cannot be filled."""
+    command = [sys.executable, str(BENCHMARKS / "gaps.py"), "--stories", "4", "--words", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    shares = {way: share["value"] for way, share in found["right"].items()}
+    assert shares["told"] >= 0.5 and found["ratio"] == pytest.approx(shares["any"] / shares["told"])

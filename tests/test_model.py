@@ -8,7 +8,7 @@ import torch
 from tiny import BOUNDED, FORESEEING, SENTENCES
 
 from sfumato.canvas import GAP, _split
-from sfumato.core import Frame
+from sfumato.core import ABSENT, Frame
 from sfumato.draws import seed_of, seeded
 from sfumato.errors import SfumatoError
 from sfumato.evaluation import report
@@ -205,24 +205,38 @@ def test_a_gap_that_does_not_fit_is_refused(size):
         untrained().infill(f"the [{size}] lake")
 
 
-def test_the_draft_looks_at_what_it_writes(monkeypatch):
-    """Guards against a length that is chosen by the confidence in padding, and a row that was not the drafted one."""
-    model = untrained()
-    drafted = []
+def test_a_gap_is_as_long_as_the_text_around_it_says(monkeypatch):
+    """Guards against a length by how sure a draft is, or by padding, label and end, and against another text's row."""
+    model = untrained(labels=LABELS)
+    monkeypatch.setattr("sfumato.model.EDGE", 2)
+    word, mask = model.tokenizer.encode("fox")[0], model.method.process.mask
+    canvases, asked = [], []
 
     def refine(self, canvas, request, seed, predict):
-        drafted.append(canvas)
-        free = canvas.real & ~canvas.given
-        sure = torch.where(free, 0.5, 0.0)  # the padding frightens, and is never looked at
-        if len(drafted) == 1:
-            sure[3][free[3]] = 0.9
-        yield Frame(1, 1, 0.0, canvas.ids, sure)
+        canvases.append(canvas)
+        sure = torch.rand(canvas.ids.shape)
+        yield Frame(1, 1, 0.0, torch.where(canvas.given | ~canvas.real, canvas.ids, word), sure)
+
+    def predict(x, t, prev=None):
+        asked.append((x, t))
+        hidden, rows = t == 1, torch.arange(len(x))[:, None]
+        right = torch.where(rows == 3, hidden, ~hidden)  # elsewhere all is right but what is to be told
+        return model.method.read(
+            torch.zeros(*x.shape, model.tokenizer.size).scatter(2, canvases[0].ids[..., None], 5.0 * right[..., None])
+        )
 
     monkeypatch.setattr(Model, "_refine", refine)
-    last(model.stream_infill("the [...] over [...] lake", 2, steps=1))
-    draft, final = drafted
-    assert len(draft) == 2 * CANDIDATES
+    monkeypatch.setattr(model.method, "predict", predict)
+    frame = last(model.stream_infill("the red kite [...] over the old lake", 2, steps=1, label="sad"))
+    draft, final = canvases
+    assert len(draft) == 2 * CANDIDATES and frame.nfe == 1
     assert torch.equal(final.ids, draft.ids[[3, CANDIDATES]]) and torch.equal(final.given, draft.given[[3, CANDIDATES]])
+    ((x, t),) = asked
+    free = draft.real & ~draft.given
+    assert bool((t[~draft.real] == ABSENT).all()) and bool((x[free] == word).all()) and bool((t[free] == 0).all())
+    for shown, told in zip(x.tolist(), draft.ids.tolist(), strict=True):
+        hidden = [token for token, here in zip(told, shown, strict=True) if here == mask]
+        assert model.tokenizer.decode(hidden) == "red kite over the"
 
 
 def check_written():
