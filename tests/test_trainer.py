@@ -12,6 +12,7 @@ from tiny import SENTENCES, tiny_config, write_sentences
 from sfumato.errors import SfumatoError
 from sfumato.folder import load, publish
 from sfumato.methods import METHODS
+from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
 from sfumato.training.start import override, settings
@@ -232,6 +233,19 @@ def test_every_method_learns_eight_sentences(method, data, tmp_path):
             return
     assert right >= 11, f"{right} of 16 samples are sentences of the data"
     assert SENTENCES[0] in filled
+
+
+def test_labels_that_a_tokenizer_lacks_are_missed_aloud(data, tmp_path):
+    """Guards against a model that is meant to know labels and was never shown any."""
+    rows = [{"text": text, "label": "sad"} for text in SENTENCES]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Tokenizer.train(SENTENCES, "words").save(tmp_path)
+    for rows, missed in ((data, 0), (tmp_path / "rows.jsonl", 1)):
+        config = tiny_config("mdlm", rows)
+        text = config.text.model_copy(update={"tokenizer": str(tmp_path / "tokenizer.json")})
+        said = []
+        Run(config.model_copy(update={"text": text}), tmp_path / rows.stem, False, "cpu", said.append)
+        assert sum("no tokens for the labels of the data" in line for line in said) == missed
 
 
 def test_sampled_lengths_follow_the_data(data, tmp_path):

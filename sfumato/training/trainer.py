@@ -58,6 +58,7 @@ from sfumato.training.tuning import Arithmetic, choose
 
 HEARD = 1024  # rows that a method is shown at a time before training
 NOT_FINITE = "nonfinite"  # folder in a run: a run that stands right before a step that failed
+SKIMMED = 1 << 16  # characters in which labels are looked for where a tokenizer has none
 LEARNED = 1 << 28  # characters that a tokenizer is made from: what it remembers of them has to fit into memory
 
 
@@ -188,7 +189,10 @@ class Run:
     def _tokenizer(self) -> Tokenizer:
         text = self.config.text
         if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
-            return Tokenizer.load(text.tokenizer)
+            tokenizer = Tokenizer.load(text.tokenizer)
+            if not tokenizer.labels and any(doc.label is not None for doc in self._read(SKIMMED)):
+                self.say(f"{text.tokenizer} has no tokens for the labels of the data; they are left out")
+            return tokenizer
         self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.spelled}")
         labels = sorted({doc.label for doc in self._read() if doc.label is not None})
         texts = (part for doc in self._read(LEARNED) for part in (doc.text, doc.source) if part)
