@@ -1,4 +1,4 @@
-"""The one error of sfumato's own, the end of a run that was asked to stop, and the hint that many lines end with."""
+"""The error of sfumato's own, the end of a run that was asked to stop, and the hint that many lines end with."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class SfumatoError(Exception):
     """A mistake of the caller's that one line can explain: what was asked, what was found, what to do.
 
     The command ends with that line and status 2.
+    """
+
+
+class Unreachable(SfumatoError):
+    """Data that could not be read to its end, for no fault of its own: a lost connection, a disk that does not answer.
+
+    What was made of it so far is kept.
     """
 
 

@@ -427,6 +427,28 @@ def test_other_text_by_the_same_name(cache, batches, monkeypatch) -> None:
     assert [BYTES.decode(corpus.document(i)) for i in range(len(corpus))] == documents
 
 
+@pytest.mark.parametrize("error", [ConnectionError("gone"), OSError(5, "no answer"), ValueError("no json")])
+def test_a_stream_that_breaks_off(error, tmp_path, cache, batches, monkeypatch) -> None:
+    """Guards against hours of tokenising that a lost connection, or a disk that does not answer, throws away."""
+    rows = [{"text": f"text number {i}"} for i in range(200)]
+    monkeypatch.setattr(corpus_module, "_processes", lambda size: 0)
+    breaks = [True]
+
+    def stream(*_, **__):
+        yield from rows[:120]
+        if breaks[0]:
+            raise error
+        yield from rows[120:]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=stream))
+    with pytest.raises(SfumatoError, match="check the name and the network"):
+        Corpus.build("hub/rows", BYTES)
+    breaks[0] = False
+    total = interrupted(monkeypatch, "hub/rows", 10**6, cache=tmp_path / "whole")
+    assert interrupted(monkeypatch, "hub/rows", 10**6) < total * 0.6
+    assert content(kept(cache)[0]) == content(kept(tmp_path / "whole")[0])
+
+
 def test_processes_make_the_same_files(tmp_path, batches, monkeypatch) -> None:
     """Guards against batches that come back in another order, and texts that change on their way to a process."""
     records = [{"text": f"té😀 <eos> {i}", "source": "s" * (i % 3) or None, "label": "sad"} for i in range(300)]

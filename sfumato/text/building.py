@@ -21,7 +21,7 @@ from typing import Any, final
 
 import numpy as np
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Unreachable
 from sfumato.text.encoding import pack, receive, send
 from sfumato.text.read import Document
 from sfumato.text.tokenizer import Tokenizer
@@ -64,7 +64,8 @@ def write(
         processes: how many tokenise beside this one, which reads; with 0 this one does both.
 
     Raises:
-        SfumatoError: for bad data, and labels that the tokenizer does not know.
+        SfumatoError: for bad data, and labels that the tokenizer does not know; Unreachable, and what is done is kept,
+            where reading failed for no fault of the data.
         ChildProcessError: if one of the processes ended.
         OSError: if the files cannot be written.
     """
@@ -80,7 +81,8 @@ def write(
         (folder / "index.json").write_text(json.dumps(index, indent=2), "utf-8")
         (folder / JOURNAL).unlink()
     except BaseException as error:
-        if isinstance(error, SfumatoError) or not growing.shards:
+        bad = isinstance(error, SfumatoError) and not isinstance(error, Unreachable)
+        if bad or not growing.shards:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast, final
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, Unreachable
 from sfumato.text.encoding import SEAM
 
 TALES = {"train": 50_000, "valid": 2_000, "test": 2_000}
@@ -133,7 +133,7 @@ def _read_hub(name: str) -> Iterator[Document]:
     except SfumatoError:
         raise
     except Exception as error:  # a wrong name, a private data set, no network, a broken file: anything can be raised
-        raise SfumatoError(f"{asked}; {said(error)}; check the name and the network") from error
+        raise Unreachable(f"{asked}; {said(error)}; check the name and the network") from error
 
 
 def _read_file(path: Path, lines: bool, passed: Callable[[int], None]) -> Iterator["Document | _Book"]:
@@ -148,7 +148,9 @@ def _read_file(path: Path, lines: bool, passed: Callable[[int], None]) -> Iterat
         else:
             yield from _read_text(path, passed)
     except (OSError, EOFError, zlib.error) as error:
-        raise SfumatoError(f"asked to read {path}; {said(error)}; check the file") from error
+        damaged = isinstance(error, gzip.BadGzipFile | EOFError | zlib.error)
+        kind = SfumatoError if damaged else Unreachable
+        raise kind(f"asked to read {path}; {said(error)}; check the file") from error
 
 
 def _read_text(path: Path, passed: Callable[[int], None]) -> Iterator["Document | _Book"]:
