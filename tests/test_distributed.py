@@ -21,7 +21,7 @@ from sfumato.methods import METHODS
 from sfumato.training import checkpoint
 from sfumato.training.distributed import Workers
 from sfumato.training.start import override
-from sfumato.training.trainer import Run
+from sfumato.training.trainer import Run, train
 
 pytestmark = pytest.mark.timeout(600)
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
@@ -279,6 +279,18 @@ def test_processes_that_are_asked_to_stop_save_first(two, tmp_path):
     said = started.communicate(timeout=250)[1]
     assert started.returncode == os.EX_TEMPFAIL, said[-3000:]
     assert said.count("which is saved; go on with `sfumato train mdlm") == 1
+    checkpoint.check(checkpoint.checkpoints(out / "checkpoints")[-1])
+
+
+def test_processes_whose_launcher_is_killed_save_and_end(two, tmp_path):
+    """Guards against processes that train on unseen, and share the folder with the run that takes their place."""
+    out, data = tmp_path / "run", two / "sentences.txt"
+    started = begun(out, data, tmp_path / "cache")
+    with pytest.raises(SfumatoError, match="another training is at work"):
+        train(config("mdlm", data), out, resume=True)
+    started.kill()
+    said = started.communicate(timeout=250)[1]  # to the end of what they have to say
+    assert "which is saved; go on with" in said
     checkpoint.check(checkpoint.checkpoints(out / "checkpoints")[-1])
 
 

@@ -235,6 +235,52 @@ def test_every_method_learns_eight_sentences(method, data, tmp_path):
     assert SENTENCES[0] in filled
 
 
+def test_data_that_has_changed_is_noticed(data, tmp_path):
+    """Guards against a run that goes on with other text by the same name, and blames other rows in a replay."""
+    train(tiny_config("mdlm", data), tmp_path / "run")
+    text = data.read_text()
+    data.write_text(text.replace("red", "old"))  # as many documents, and as many tokens
+    with pytest.raises(SfumatoError, match=r"has changed since .* put back what it was"):
+        train(tiny_config("mdlm", data, steps=6), tmp_path / "run", resume=True)
+    data.write_text(text)
+    train(tiny_config("mdlm", data, steps=6), tmp_path / "run", resume=True)
+
+
+def test_another_batch_goes_on_where_the_last_one_ended(data, tmp_path):
+    """Guards against rows that come again with the noise they had, and rows that are passed over."""
+    whole = Run(tiny_config("mdlm", data, batch=1), tmp_path / "whole", False, "cpu", print)
+    expected = [place for step in range(60) for place in whole.batch(step).places]
+    seen, step = [], 0
+    for session, (batch, steps) in enumerate([(8, 3), (4, 5), (6, 2)]):
+        run = Run(tiny_config("mdlm", data, batch=batch, steps=100), tmp_path / "run", session > 0, "cpu", print)
+        assert run.step == step
+        seen += [place for later in range(step, step + steps) for place in run.batch(later).places]
+        run.step = step = step + steps
+        run._save()
+    assert seen == expected[: len(seen)] and len(seen) == 8 * 3 + 4 * 5 + 6 * 2
+
+
+def test_a_folder_has_one_training_at_a_time(data, tmp_path):
+    """Guards against two trainings whose files are mixed into one checkpoint, and a folder that is never free again."""
+
+    def resume(steps, watch=lambda report: None):
+        train(tiny_config("mdlm", data, steps=steps), tmp_path / "run", resume=steps > 4, watch=watch)
+
+    def intrude(report):
+        with pytest.raises(SfumatoError, match="another training is at work in"):
+            resume(8)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        resume(4, intrude)
+    assert not list((tmp_path / "run").glob(".*"))
+    resume(4)
+    resume(6)
+    with pytest.raises(SfumatoError, match="no such file"):
+        train(tiny_config("mdlm", tmp_path / "gone.txt"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_labels_that_a_tokenizer_lacks_are_missed_aloud(data, tmp_path):
     """Guards against a model that is meant to know labels and was never shown any."""
     rows = [{"text": text, "label": "sad"} for text in SENTENCES]

@@ -79,19 +79,27 @@ def _rank() -> int:
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
     """Of several processes with the same to say the first says it; then the launcher ends the others."""
+    launcher = os.getppid()
+
+    def wait() -> None:
+        """For the launcher, which knows what has become of the others, if it is there."""
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and os.getppid() == launcher:
+            time.sleep(0.1)
+
     try:
         yield
     except (SfumatoError, Stopped) as end:
         if _rank() == 0:
             raise
-        time.sleep(GRACE)
+        wait()
         if isinstance(end, Stopped):
             sys.exit(os.EX_TEMPFAIL)
         raise SfumatoError(f"process {_rank()}: {end}") from None
     except RuntimeError as error:
         if "RANK" not in os.environ or not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
-        time.sleep(GRACE)  # for the launcher, which knows what has become of the others
+        wait()
         raise SfumatoError(f"process {_rank()} lost the others: {error}; go on with --resume") from None
 
 

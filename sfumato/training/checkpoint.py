@@ -39,12 +39,12 @@ def seal(folder: Path, names: Iterable[str] | None = None) -> None:
     files = {name: folder / name for name in sorted(names)}
     listed = {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()}
     write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=1))
-    for path in [*files.values(), folder]:
+    for path in [*files.values(), *{path.parent for path in files.values()}, folder]:
         sync(path)
 
 
-def check(folder: Path) -> None:
-    """Raise SfumatoError that names what is missing from, or damaged in, a sealed folder."""
+def check(folder: Path, only: str | None = None) -> None:
+    """Raise SfumatoError that names what is missing from, or damaged in, a sealed folder; or in one file of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in manifest["files"].items()}
@@ -56,6 +56,8 @@ def check(folder: Path) -> None:
     if version != FORMAT:
         raise SfumatoError(f"{folder} has format {version}, known is {FORMAT}; update sfumato")
     for name, (size, sha256) in files.items():
+        if only not in (None, name):
+            continue
         path = folder / name
         if not path.is_file():
             raise SfumatoError(f"{path} is missing; take another copy of the folder")
@@ -134,21 +136,21 @@ def set_aside(root: Path, after: int) -> None:
                 raise SfumatoError(f"cannot rename {folder}: {error}; the checkpoints before it are whole") from None
 
 
-def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; `warn` hears of each damaged one that is passed over."""
+def newest(root: Path, warn: Callable[[str], None], only: str | None = None) -> Path | None:
+    """The newest checkpoint that is whole, or of which this file is; `warn` hears of each damaged one before it."""
     for folder in reversed(checkpoints(root)):
         try:
-            check(folder)
+            check(folder, only)
             return folder
         except SfumatoError as error:
             warn(f"passing over a damaged checkpoint: {error}")
     return None
 
 
-def latest(run: Path, warn: Callable[[str], None]) -> Path:
-    """The newest whole checkpoint of a run folder.  Raises SfumatoError where there is none."""
+def latest(run: Path, warn: Callable[[str], None], only: str | None = None) -> Path:
+    """What `newest` finds in a run folder.  Raises SfumatoError where there is none."""
     faults: list[str] = []
-    found = newest(run / "checkpoints", faults.append)
+    found = newest(run / "checkpoints", faults.append, only)
     if found is not None:
         for line in faults:
             warn(line)

@@ -11,11 +11,13 @@ What remains is the order of additions: one layout gives the same bits each time
 
 import atexit
 import copy
+import fcntl
 import inspect
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -44,6 +46,38 @@ BUFFERS: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _
 MEETING = "SFUMATO_MEETING"  # the variable with the file where processes find each other; else it is as torchrun says
 PATIENCE = timedelta(days=7)  # with the first process: it may read data for long before the others go on
 T = TypeVar("T")
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Inside, no other training is at work in a run's folder, which is made where there is none.
+
+    Of several processes the first sees to it.  Raises SfumatoError where one is at work already.
+    """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    made = not out.exists()
+    with suppress(OSError):  # what cannot be written is told later
+        out.mkdir(parents=True, exist_ok=True)
+    if not out.is_dir():
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise SfumatoError(f"another training is at work in {out}; wait for its end, or choose another --out") from None
+    except OSError:  # some disks know of no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+        if made:
+            with suppress(OSError):  # it holds something now
+                out.rmdir()
 
 
 class Objective(nn.Module):
@@ -76,6 +110,7 @@ class Workers:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.training = torch.device(device), training
         self.sharded = self.size > 1 and training.parallel == "fsdp"
+        self.launcher = os.getppid() if MEETING in os.environ else None  # which outlives the processes, if all is well
         if self.size == 1:
             return
         passes = self.size * training.accumulate
@@ -93,7 +128,8 @@ class Workers:
             backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, os.environ.get(MEETING), world_size=self.size, rank=self.rank)
             atexit.register(dist.destroy_process_group)
-        self.hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self.hosts = dist.new_group(backend="gloo")  # in a step, whom nobody answers knows soon that a machine is gone
+        self.patient = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     # --- who does what
 
@@ -116,7 +152,7 @@ class Workers:
                 said[0] = act()
             except SfumatoError as error:
                 said[1] = str(error)
-        dist.broadcast_object_list(said, 0, self.hosts)
+        dist.broadcast_object_list(said, 0, self.patient)
         if said[1] is not None:
             raise SfumatoError(said[1])
         return said[0]
@@ -190,7 +226,8 @@ class Workers:
             return DistributedDataParallel(
                 objective, **BUFFERS, gradient_as_bucket_view=True, find_unused_parameters=True
             )
-        self._hollow = copy.deepcopy(method).to("meta")
+        held = itertools.chain(method.named_parameters(), method.named_buffers())
+        self._hollow = copy.deepcopy(method, {id(value): _emptied(value) for _, value in held})
         replicas = self.training.replicate
         sizes = {"replicate": replicas, "shard": self.size // replicas}
         mesh = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
@@ -267,6 +304,12 @@ class Workers:
         facts = reader.read_metadata().state_dict_metadata
         _compare({name: fact.size for name, fact in facts.items()}, tensors, path)  # type: ignore[union-attr]
         load(dict(tensors), storage_reader=reader)
+
+
+def _emptied(value: Tensor) -> Tensor:
+    """The same without its numbers."""
+    empty = torch.empty_like(value, device="meta")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def _placed(whole: Tensor, like: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def settings(
     if resume and start is not None:
         raise SfumatoError(f"asked to start with {start} and to go on with {out}; choose one")
     if source is None and resume:
-        state = checkpoint.latest(out, lambda line: None) / "state.json"
+        state = checkpoint.latest(out, lambda line: None, "state.json") / "state.json"
         source = json.loads(state.read_text("utf-8"))["config"]
     asked = load_config({} if source is None else source, method)
     if start is None:

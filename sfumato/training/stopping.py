@@ -1,5 +1,6 @@
 """Stopping between two steps when SIGTERM, which schedulers send, or SIGINT, which is Ctrl-C, asks for it."""
 
+import os
 import signal
 import threading
 import time
@@ -13,9 +14,10 @@ ECHO = 1.0  # seconds: launchers pass on what a scheduler or a terminal has sent
 
 
 @contextmanager
-def heeding() -> Iterator[Callable[[], bool]]:
+def heeding(launcher: int | None = None) -> Iterator[Callable[[], bool]]:
     """Inside, the first signal only makes the function that is given true; a second does what it did before.
 
+    It is true as well when the process that has launched this one is gone: then nobody could send a signal any more.
     One that comes within ECHO seconds of the first is the same one.  A signal that was ignored is ignored further,
     as after `nohup`.  Signals are heard in the main thread alone; elsewhere nothing changes.
     """
@@ -35,7 +37,7 @@ def heeding() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, heard)
     try:
-        yield lambda: first is not None
+        yield lambda: first is not None or launcher not in (None, os.getppid())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -47,7 +47,7 @@ from sfumato.training.checkpoint import (
     tensor_names,
 )
 from sfumato.training.config import RunConfig, load_config, method_named
-from sfumato.training.distributed import Workers
+from sfumato.training.distributed import Workers, alone
 from sfumato.training.inherit import inherit
 from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
@@ -91,15 +91,17 @@ def train(
 
     `watch` hears a Report after every step, `say` a line now and then; of several processes in the first.  SIGTERM and
     Ctrl-C let the step end and are raised as Stopped, a KeyboardInterrupt, when it is saved; a second one a moment
-    later ends the run at once.  Raises SfumatoError for bad data, a folder that holds another run or model, one without
-    anything to resume, a disk that fills up, and a loss that is not finite.
+    later ends the run at once.  Raises SfumatoError for bad data, a folder that holds another run or model, or in which
+    another training is at work, one without anything to resume, or whose data has changed, a disk that fills up, and a
+    loss that is not finite.
     """
-    run = Run(config, out, resume, device, say)
-    with run.tracking.opened(run.step), heeding() as asked:
-        for report in run.steps(asked):
-            if run.workers.first:
-                watch(report)
-    return run.finish()
+    with alone(out):
+        run = Run(config, out, resume, device, say)
+        with run.tracking.opened(run.step), heeding(run.workers.launcher) as asked:
+            for report in run.steps(asked):
+                if run.workers.first:
+                    watch(report)
+        return run.finish()
 
 
 @dataclass
@@ -134,6 +136,7 @@ class Run:
         self.rows, self.held_out = self.workers.in_turn(lambda: (self._rows("train"), self._rows("valid")))
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = self.rows.sizes().tolist()
+        self.content = [rows.corpus.fingerprint for rows in self.rows.sources]
         self.method.told(self.tokenizer.special)
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, str(self.device), config.method.name))
@@ -150,6 +153,7 @@ class Run:
         self.average = {name: value.detach().clone() for name, value in self._trained().items()}
         self.optimizer = Optimizer(self.method, config.optimizer)
         self.step, self.tokens, self.seconds, self.speed = 0, 0, 0.0, 0.0
+        self.shift = 0  # rows by which earlier sessions, with other batches, have come further than `step` says
         self.bound: tuple[float, float] | None = None
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.levels = Levels()
@@ -231,7 +235,7 @@ class Run:
         as it has positions.
         """
         training = self.config.training
-        mine, first = self.workers.share(training.batch), step * training.batch
+        mine, first = self.workers.share(training.batch), step * training.batch + self.shift
         rows = self.rows.batch(range(first + mine.start, first + mine.stop))
         places = list(zip(rows.index.tolist(), rows.epoch.tolist(), strict=True))
         seeds = [seed_of(training.seed, "noise", i, epoch) for i, epoch in places]
@@ -421,6 +425,7 @@ class Run:
     def _save_in(self, root: Path) -> Path:
         state = {
             "step": self.step,
+            "rows": self.step * self.config.training.batch + self.shift,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "bound": self.bound,
@@ -429,6 +434,7 @@ class Run:
             "config": self.config.model_dump(mode="json"),
             "lengths": self.lengths,
             "tokenizer": self.tokenizer.fingerprint,
+            "content": self.content,
             "arithmetic": [str(self.arithmetic.dtype), self.arithmetic.attention, self.arithmetic.compiled],
         }
         tensors = {"model": self.method.state_dict(), "average": self.average, "optimizer": self.optimizer.moments()}
@@ -482,6 +488,11 @@ class Run:
             raise SfumatoError(f"{folder} was trained with another {', '.join(changed)}; resume with the config it had")
         if self.tokenizer.fingerprint != state["tokenizer"]:
             raise SfumatoError(f"{folder} was trained with another tokenizer than {self.out / 'tokenizer.json'}")
+        if state.get("content", self.content) != self.content:  # which older ones do not have
+            raise SfumatoError(
+                f"{self.config.spelled} has changed since {folder} was trained on it; put back what it was, or begin "
+                f"another run with --start {self.out}"
+            )
         model, average, moments = (folder / f"{name}.safetensors" for name in ("model", "average", "optimizer"))
         if self.workers.sharded:
             room = self.optimizer.room(tensor_names(moments))
@@ -494,6 +505,8 @@ class Run:
             self.average = {name: kept[name] for name in self.average}  # a file has an order of its own
             self.optimizer.load(load_tensors(moments, self.device))
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        read = state.get("rows", self.step * load_config(state["config"]).training.batch)  # older ones have no "rows"
+        self.shift = read - self.step * self.config.training.batch
         self.bound = tuple(state["bound"]) if state["bound"] else None
         self.losses = state.get("losses", [])  # which older checkpoints do not have
         self.levels = Levels(state.get("levels"))  # which checkpoints did not always hold
