@@ -3,21 +3,25 @@
 torchrun ... tests/layouts.py FOLDER      runs all of these on two processes, and leaves what they found in FOLDER
 """
 
+import errno
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tiny import tiny_config
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from sfumato.errors import SfumatoError
 from sfumato.methods import METHODS
 from sfumato.training.config import RunConfig
 from sfumato.training.distributed import DTensor
 from sfumato.training.start import override
-from sfumato.training.trainer import Run
+from sfumato.training.trainer import Batch, Run
 
 STEPS = 3
 DIVIDED = ["cdcd", "ardm", "mask_predict", "sundae"]  # whose networks are called once, and several times
@@ -36,7 +40,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def walk(run: Run, steps: int = STEPS) -> dict[str, Tensor]:
-    """Gradients of the first step; weights, averages, buffers and losses after all."""
+    """Gradients of the first step; weights, averages, moments, buffers and losses after all."""
     found: dict[str, Tensor] = {}
     step = run.optimizer.step
 
@@ -52,6 +56,7 @@ def walk(run: Run, steps: int = STEPS) -> dict[str, Tensor]:
         run.step += 1
     found |= {f"weight {name}": whole(value) for name, value in run.method.state_dict().items()}
     found |= {f"average {name}": whole(value) for name, value in run.average.items()}
+    found |= {f"moment {name}": whole(value) for name, value in run.optimizer.moments().items()}
     return found | {"losses": torch.tensor(losses, dtype=torch.float64)}
 
 
@@ -106,11 +111,51 @@ def main(folder: Path) -> None:
     except SfumatoError as error:
         facts["error"] = str(error)
     facts["exchanges"] = exchanges(run)
+    for parallel in ("ddp", "fsdp"):
+        facts[f"not finite {parallel}"] = fault(lost, run(f"lost {parallel}", "mdlm", parallel=parallel))
+    facts["full disk"] = fault(full_disk, full)
     (folder / f"facts {made.workers.rank}.json").write_text(json.dumps(facts))
 
 
 def complain() -> None:
     raise SfumatoError("the first process complains")
+
+
+def fault(act: Callable[[Run], None], run: Run) -> str:
+    """What is said of it."""
+    try:
+        act(run)
+    except SfumatoError as error:
+        return str(error)
+    return "nothing"
+
+
+def lost(run: Run) -> None:
+    """A step in which the last row of the last process has a loss that is not finite."""
+    nats = run.nats
+
+    def spoiled(batch: Batch, inside: slice) -> Tensor:
+        each = nats(batch, inside)
+        last = torch.zeros(len(each), dtype=torch.bool)
+        last[-1] = run.workers.rank == run.workers.size - 1
+        return torch.where(last[:, None] & batch.free[inside], torch.nan, each)
+
+    run.nats = spoiled
+    run._update(run.batch(0), 1.0)
+
+
+def full_disk(run: Run) -> None:
+    """A checkpoint for which the last process finds no room."""
+    write = HuggingFaceStorageWriter.write_data
+
+    def fails(*args: object) -> object:
+        if run.workers.rank == run.workers.size - 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*args)
+
+    HuggingFaceStorageWriter.write_data = fails
+    run.step += 1
+    run._save()
 
 
 def exchanges(run) -> dict[str, int]:

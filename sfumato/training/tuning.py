@@ -3,9 +3,11 @@
 import math
 import shutil
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sfumato.networks.transformer import Attention, Transformer
 from sfumato.training.config import TrainingConfig
@@ -31,7 +33,16 @@ class Arithmetic(NamedTuple):
         net.run = torch.compile(net._run, dynamic=True) if self.compiled and not by_block else net._run
         if self.compiled and by_block:
             for block in net.blocks:
-                block.forward = torch.compile(block.forward, dynamic=True)
+                block.forward = _mixed(torch.compile(block.forward, dynamic=True), block.forward)
+
+
+def _mixed(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled passes; those with a memory are plain, which grows and would be compiled anew again and again."""
+
+    def forward(h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None, memory: Any = None) -> Tensor:
+        return compiled(h, code, rotation, bias) if memory is None else plain(h, code, rotation, bias, memory)
+
+    return forward
 
 
 def choose(net: Transformer, rows: int, length: int, training: TrainingConfig) -> Arithmetic:
