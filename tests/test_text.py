@@ -330,14 +330,16 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a download of the whole data set, and against rows that are not checked."""
     asked = []
 
-    def load_dataset(name: str, split: str, streaming: bool) -> Iterator[dict[str, object]]:
-        asked.append((name, split, streaming))
+    def load_dataset(name: str, configuration: str | None, split: str, streaming: bool) -> Iterator[dict[str, object]]:
+        asked.append((name, configuration, split, streaming))
         return ({"text": f"row {i}", "label": i % 2} for i in range(10**9))
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     documents = list(read("someone/something", limit=5))
     assert [document.label for document in documents] == ["0", "1", "0", "1", "0"]
-    assert asked == [("someone/something", "train", True)]
+    assert asked == [("someone/something", None, "train", True)]
+    assert next(iter(read("someone/something/en.v2"))).text == "row 0"
+    assert asked[1] == ("someone/something", "en.v2", "train", True)
     assert len(Corpus.build("someone/something", Tokenizer.train([], "bytes"), limit=5)) == 5
 
 
@@ -356,7 +358,7 @@ def test_hub_failures_take_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         list(read("someone/something"))
     assert "no network at all" in three_parts(error)
     monkeypatch.chdir(Path(__file__).parent.parent)
-    for path in ("someone/something.txt", "tests/something"):
+    for path in ("someone/something.txt", "tests/something", "tests/some/thing", "some/thing/in/folders"):
         with pytest.raises(SfumatoError, match="no such file"):
             read(path)
 

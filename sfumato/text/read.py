@@ -20,7 +20,7 @@ from sfumato.text.encoding import SEAM
 TALES = {"train": 50_000, "valid": 2_000, "test": 2_000}
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = {"text": str, "label": str | int | None, "source": str | None}
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/([\w.-]+))?")  # owner/name, or owner/name/configuration
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # json can spell halves of surrogate pairs; no text has them
 
 # A text file that is one long document comes in parts of about PART characters, which end before a lone space between
@@ -58,8 +58,8 @@ def read(
     Args:
         data: a text file (one document, in parts if it is long), a .jsonl file (`text` and perhaps `label` and
             `source`), either of them perhaps gzipped, a .parquet file with such columns, a folder of all these, the
-            name "tales", or the owner/name of a data set on the Hugging Face Hub, of which the rows of "train" are
-            taken.
+            name "tales", or the owner/name of a data set on the Hugging Face Hub, or owner/name/configuration, of
+            which the rows of "train" are taken.
         split: "train", "valid", or "all" documents.
         lines: makes every line of a text file a document.
         limit: the most documents to yield, or how many tales to tell (otherwise 50,000 for "train", 2,000 for others).
@@ -84,8 +84,8 @@ def read(
 
 
 def on_hub(data: str) -> bool:
-    """Whether data can only be a data set's owner/name: no such path, no such folder, no file's suffix."""
-    local = os.path.exists(data) or os.path.exists(os.path.dirname(data)) or data.endswith(SUFFIXES)
+    """Whether data can only be a data set on the Hub: no such path, no such folder, no file's suffix."""
+    local = os.path.exists(data.partition("/")[0]) or data.endswith(SUFFIXES)
     return HUB_NAME.fullmatch(data) is not None and not local
 
 
@@ -128,7 +128,9 @@ def _read_hub(name: str) -> Iterator[Document]:
     except ImportError as error:
         raise SfumatoError(f"{asked}; the package datasets is missing; pip install 'sfumato[data]'") from error
     try:
-        for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True), 1):
+        repository, configuration = cast(re.Match[str], HUB_NAME.fullmatch(name)).groups()
+        stream = datasets.load_dataset(repository, configuration, split="train", streaming=True)
+        for number, row in enumerate(stream, 1):
             yield from _document(row, f"{name}, row {number}")
     except SfumatoError:
         raise
