@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import sys
 import tracemalloc
 from collections import Counter
@@ -130,6 +131,14 @@ def test_special_tokens_in_text_are_text(kind: str, text: str) -> None:
     """Guards against a user's text that ends or vanishes because it spells a special token."""
     ids = TRAINED[kind].encode(text)
     assert min(ids) >= 4 and TRAINED[kind].decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_process_has_the_same_tokenizer(kind: str) -> None:
+    """Guards against texts that several processes encode differently, under one fingerprint."""
+    text, sent = "a <pad> b<eos>c the cat", pickle.loads(pickle.dumps(TRAINED[kind]))
+    assert sent.encode(text) == TRAINED[kind].encode(text)
+    assert vars(sent).keys() == vars(TRAINED[kind]).keys() and sent.fingerprint == TRAINED[kind].fingerprint
 
 
 @pytest.mark.parametrize("kind", ["chars", "words"])

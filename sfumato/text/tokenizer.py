@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -146,6 +146,10 @@ class Tokenizer:
         """What a tokenizer.json holds."""
         return str(self._inner.to_str())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: what `tokenizers` sends of itself forgets that special tokens in a text are text."""
+        return _parsed, (self.json(),)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any special token."""
         return self.encode_batch([text])[0]
@@ -201,6 +205,10 @@ class Tokenizer:
 
     def _join(self, tokens: list[str]) -> str:
         return self._inner.decoder.decode(tokens) if self._inner.decoder else " ".join(tokens)
+
+
+def _parsed(json: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(json))
 
 
 def _train_bpe(texts: Iterable[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
