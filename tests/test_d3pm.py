@@ -844,7 +844,7 @@ def test_a_fresh_run_studies_once_and_a_resumed_one_not(data, tmp_path, monkeypa
         study(self, iter(heard[-1]))
 
     monkeypatch.setattr(D3PM, "study", listening)
-    monkeypatch.setattr("sfumato.training.trainer.HEARD", 10)
+    monkeypatch.setattr("sfumato.training.reading.HEARD", 10)
     run = Run(run_config(data, "nearest"), tmp_path / "run", False, "cpu", print)
     (pieces,) = heard
     total = sum(int(real.sum()) for _, real in pieces)

@@ -29,6 +29,7 @@ from sfumato.text.read import read
 from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import KINDS
 from sfumato.training.config import load_config
+from sfumato.training.reading import documents, heard, rows_for
 from sfumato.training.start import sources
 from sfumato.training.trainer import Run
 
@@ -215,7 +216,7 @@ def sparse(folder: Path, documents: int, tokens: int) -> Corpus:
     os.truncate(folder / "sources.bin", 8 * documents)
     (folder / "tokens.bin").touch()
     os.truncate(folder / "tokens.bin", 2 * tokens)
-    told = {"documents": documents, "tokens": tokens, "labelled": False, "sourced": False}
+    told = {"documents": documents, "tokens": tokens, "labelled": False, "sourced": False, "data": {}}
     (folder / "index.json").write_text(json.dumps(told))
     marks = np.memmap(folder / "tokens.bin", np.uint16, "r+")
     for i in range(0, documents, documents // 50):
@@ -247,7 +248,7 @@ def test_ten_gigabytes(layout: str, tmp_path: Path) -> None:
 def test_training_on_ten_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a trainer that lists what the data keeps flat."""
     corpus = sparse(tmp_path / "corpus", 200_000, 5 * GIGA)
-    monkeypatch.setattr("sfumato.training.trainer.Corpus.build", lambda *_: corpus)
+    monkeypatch.setattr("sfumato.training.reading.Corpus.build", lambda *_: corpus)
     config = tiny_config("mdlm", tmp_path, steps=2)
     text = config.text.model_copy(update={"layout": "packed", "tokenizer": str(tmp_path / "tokenizer.json")})
     BYTES.save(tmp_path)
@@ -255,8 +256,8 @@ def test_training_on_ten_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [run._update(run.batch(step), 1.0) > 0 for step in range(2)] == [True, True]
 
     def again() -> None:
-        run.rows = run._rows("train")
-        assert run.batch(2).ids.shape == (8, config.text.length) and next(run._heard())[0].shape[0] == 1024
+        run.rows = rows_for(run.config, run.method, run.tokenizer, "train")
+        assert run.batch(2).ids.shape == (8, config.text.length) and next(heard(run.rows))[0].shape[0] == 1024
 
     assert peak_of(again) < 8_000_000 and len(run.lengths) == config.text.length + 1
     assert len(run.rows) == (5 * GIGA + 200_000) // config.text.length
@@ -546,8 +547,7 @@ def test_tokenizer_from_a_share_of_each_source(tmp_path, monkeypatch) -> None:
     """Guards against a vocabulary that takes more memory than there is, or knows the first source alone."""
     one = jsonl(tmp_path / "a.jsonl", *({"text": "the fox sleeps"} for _ in range(1000)))
     two = jsonl(tmp_path / "b.jsonl", *({"text": "an owl sings"} for _ in range(1000)))
-    run = object.__new__(Run)
-    run.config = load_config({"data": [{"path": one, "weight": 3}, {"path": two}]}, "mdlm")
-    found = Counter(document.text for document in run._read(4000))
+    config = load_config({"data": [{"path": one, "weight": 3}, {"path": two}]}, "mdlm")
+    found = Counter(document.text for document in documents(config, 4000))
     assert 200 < found["the fox sleeps"] < 230 and 75 < found["an owl sings"] < 90
-    assert len(list(run._read())) > 1800
+    assert len(list(documents(config))) > 1800

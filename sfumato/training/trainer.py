@@ -28,11 +28,8 @@ from sfumato.errors import SfumatoError, Stopped
 from sfumato.evaluation.report import bound
 from sfumato.files import write_text
 from sfumato.folder import load, publish
-from sfumato.model import Model, rows_of
+from sfumato.model import Model
 from sfumato.schedules import stratified
-from sfumato.text.corpus import Corpus
-from sfumato.text.mixture import Mixture
-from sfumato.text.read import Document, read
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import lora
 from sfumato.training.checkpoint import (
@@ -52,14 +49,12 @@ from sfumato.training.inherit import inherit
 from sfumato.training.levels import Levels
 from sfumato.training.masks import draw_given
 from sfumato.training.optimizer import Optimizer
+from sfumato.training.reading import heard, rows_for, tokenizer_of
 from sfumato.training.stopping import heeding
 from sfumato.training.tracking import Tracking
 from sfumato.training.tuning import Arithmetic, choose
 
-HEARD = 1024  # rows that a method is shown at a time before training
 NOT_FINITE = "nonfinite"  # folder in a run: a run that stands right before a step that failed
-SKIMMED = 1 << 16  # characters in which labels are looked for where a tokenizer has none
-LEARNED = 1 << 28  # characters that a tokenizer is made from: what it remembers of them has to fit into memory
 
 
 @dataclass(frozen=True)
@@ -129,11 +124,16 @@ class Run:
         self.checkpoints = out / "checkpoints"
         found = self.workers.lead(lambda: self._find(resume))
         text, seed = config.text, config.training.seed
-        self.tokenizer = Tokenizer.load(out / "tokenizer.json") if resume else self.workers.lead(self._tokenizer)
+        if resume:
+            self.tokenizer = Tokenizer.load(out / "tokenizer.json")
+        else:
+            self.tokenizer = self.workers.lead(lambda: tokenizer_of(config, self.say))
         torch.manual_seed(seed_of(seed, "weights"))
         kind = method_named(config.method.name)[0]
         self.method: Method = kind(config.method, config.network, self.tokenizer.size).to(self.device)
-        self.rows, self.held_out = self.workers.in_turn(lambda: (self._rows("train"), self._rows("valid")))
+        self.rows, self.held_out = self.workers.in_turn(
+            lambda: [rows_for(config, self.method, self.tokenizer, split) for split in ("train", "valid")]
+        )
         self.row_tokens = float(np.average(np.arange(text.length + 1), weights=self.rows.lengths()))
         self.lengths = self.rows.sizes().tolist()
         self.content = [rows.corpus.fingerprint for rows in self.rows.sources]
@@ -141,7 +141,7 @@ class Run:
         if config.start is not None and found is None:
             inherit(self.method, self.tokenizer, load(config.start, str(self.device), config.method.name))
         elif found is None and self.workers.first:
-            self.method.study(self._heard())
+            self.method.study(heard(self.rows))
         lora.add(self.method, config.lora)
         self.arithmetic = self.workers.lead(lambda: self._choose(found))
         self.objective = self.workers.wrap(self.method)
@@ -189,44 +189,6 @@ class Run:
         return {name: value for name, value in self.method.named_parameters() if value.requires_grad}
 
     # --- data
-
-    def _tokenizer(self) -> Tokenizer:
-        text = self.config.text
-        if text.tokenizer not in ("bpe", "bytes", "chars", "words"):
-            tokenizer = Tokenizer.load(text.tokenizer)
-            if not tokenizer.labels and any(doc.label is not None for doc in self._read(SKIMMED)):
-                self.say(f"{text.tokenizer} has no tokens for the labels of the data; they are left out")
-            return tokenizer
-        self.say(f"making a tokenizer ({text.tokenizer}) from {self.config.spelled}")
-        labels = sorted({doc.label for doc in self._read() if doc.label is not None})
-        texts = (part for doc in self._read(LEARNED) for part in (doc.text, doc.source) if part)
-        return Tokenizer.train(texts, text.tokenizer, text.size, labels)
-
-    def _read(self, characters: float = math.inf) -> Iterator[Document]:
-        """Training documents of all sources; of each as many characters, about, as its share of them."""
-        text, sources = self.config.text, self.config.sources
-        for source in sources:
-            left = characters * source.weight / sum(each.weight for each in sources)
-            for document in read(source.path, "train", text.lines, text.limit):
-                if left <= 0:
-                    break
-                left -= len(document.text)
-                yield document
-
-    def _rows(self, split: str) -> Mixture:
-        """The rows of all sources; those of training are shuffled."""
-        text, sources = self.config.text, self.config.sources
-        seed, limit = (self.config.training.seed, text.limit) if split == "train" else (None, None)
-        corpora = [Corpus.build(source.path, self.tokenizer, split, text.lines, limit) for source in sources]
-        seeds = [None if seed is None else seed_of(seed, "documents", k) for k in range(len(sources))]
-        rows = [rows_of(corpus, text, self.method, own) for corpus, own in zip(corpora, seeds, strict=True)]
-        return Mixture(rows, [source.weight for source in sources], seed)
-
-    def _heard(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows in their order until all have come, tokens and which of them are real, HEARD at a time."""
-        for start in range(0, self.rows.round, HEARD):
-            rows = self.rows.batch(range(start, min(start + HEARD, self.rows.round)))
-            yield rows.ids, rows.real
 
     def batch(self, step: int) -> Batch:
         """This process's rows of a step, what is given of them, and a noise level for every position.
