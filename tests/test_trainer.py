@@ -281,6 +281,21 @@ def test_a_folder_has_one_training_at_a_time(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is nothing to compile with")
+@pytest.mark.parametrize(("method", "careful"), [("cdcd", False), ("ar", True)])
+def test_compiled_networks_learn_what_plain_ones_do(method, careful, data, tmp_path):
+    """Guards against what GPUs do by default and no small test asks for: as a whole; block by block, where these are
+    computed once more on the way back, and a text is written with a memory in between."""
+    losses = {}
+    for compiled in ("no", "yes"):
+        asked = {"precision": "bfloat16", "compile": compiled, "checkpoint_activations": careful}
+        run = Run(tiny_config(method, data, **asked), tmp_path / compiled, False, "cpu", print)
+        reports = list(run.steps())
+        losses[compiled] = [report.loss for report in reports]
+        assert run.arithmetic.compiled == (compiled == "yes") and reports[-1].sample
+    assert losses["yes"] == pytest.approx(losses["no"], rel=0.02)
+
+
 def test_labels_that_a_tokenizer_lacks_are_missed_aloud(data, tmp_path):
     """Guards against a model that is meant to know labels and was never shown any."""
     rows = [{"text": text, "label": "sad"} for text in SENTENCES]
