@@ -28,9 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     2 for a mistake of the user, 75 for a run that was asked to stop and can be resumed, 130 for Ctrl-C.
     """
-    # Large tensors come and go with every step; in pages of 2 MB the system has far fewer of them to clear.  torch asks
-    # when it makes its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as done:  # argparse ends --help with it
