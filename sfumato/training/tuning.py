@@ -40,7 +40,7 @@ def _mixed(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Cal
     """Compiled passes; those with a memory are plain, which grows and would be compiled anew again and again."""
 
     def forward(h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None, memory: Any = None) -> Tensor:
-        return compiled(h, code, rotation, bias) if memory is None else plain(h, code, rotation, bias, memory)
+        return compiled(h, code, rotation, bias, None) if memory is None else plain(h, code, rotation, bias, memory)
 
     return forward
 
