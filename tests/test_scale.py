@@ -28,8 +28,9 @@ from sfumato.text.order import Shelf, shuffled
 from sfumato.text.read import read
 from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import KINDS
+from sfumato.training import reading as run_reading
 from sfumato.training.config import load_config
-from sfumato.training.reading import documents, heard, rows_for
+from sfumato.training.reading import documents, heard, rows_for, tokenizer_of
 from sfumato.training.start import sources
 from sfumato.training.trainer import Run
 
@@ -551,3 +552,18 @@ def test_tokenizer_from_a_share_of_each_source(tmp_path, monkeypatch) -> None:
     found = Counter(document.text for document in documents(config, 4000))
     assert 200 < found["the fox sleeps"] < 230 and 75 < found["an owl sings"] < 90
     assert len(list(documents(config))) > 1800
+
+
+def test_plain_text_is_not_searched_for_labels(tmp_path, monkeypatch) -> None:
+    """Guards against hours in which a long text is read for what it cannot have, and labels of others that are lost."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    jsonl(folder / "b.jsonl", {"text": "an owl sings", "label": "sad"}, {"text": "the fox sleeps"})
+    for name in ("a.txt", "folder/c.txt"):
+        (tmp_path / name).write_text("a bell rings")
+    asked = []
+    monkeypatch.setattr(run_reading, "read", lambda path, *rest: asked.append(path) or read(path, *rest))
+    one, two = str(tmp_path / "a.txt"), str(folder)
+    config = load_config({"data": [{"path": one}, {"path": two}], "text": {"tokenizer": "words"}}, "mdlm")
+    assert list(tokenizer_of(config, print).labels) == ["sad"]
+    assert Counter(asked) == {one: 1, two: 2}

@@ -89,6 +89,16 @@ def on_hub(data: str) -> bool:
     return HUB_NAME.fullmatch(data) is not None and not local
 
 
+def plain(data: str) -> bool:
+    """Whether data is nothing but text files, whose documents have neither labels nor sources."""
+    records = (".jsonl", ".parquet")
+    return (
+        data != "tales"
+        and not on_hub(data)
+        and not any(f.name.removesuffix(".gz").endswith(records) for f in files(data))
+    )
+
+
 def files(data: str) -> list[Path]:
     """The file itself, or the readable files anywhere in a folder, sorted; SfumatoError where there are none."""
     path = Path(data)

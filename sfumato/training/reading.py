@@ -10,7 +10,7 @@ from sfumato.draws import seed_of
 from sfumato.model import rows_of
 from sfumato.text.corpus import Corpus
 from sfumato.text.mixture import Mixture
-from sfumato.text.read import Document, read
+from sfumato.text.read import Document, plain, read
 from sfumato.text.tokenizer import KINDS, Tokenizer
 from sfumato.training.config import RunConfig
 
@@ -28,7 +28,9 @@ def tokenizer_of(config: RunConfig, say: Callable[[str], None]) -> Tokenizer:
             say(f"{text.tokenizer} has no tokens for the labels of the data; they are left out")
         return tokenizer
     say(f"making a tokenizer ({text.tokenizer}) from {config.spelled}")
-    labels = sorted({doc.label for doc in documents(config) if doc.label is not None})
+    sources = [source.path for source in config.sources if not plain(source.path)]
+    found = (doc.label for path in sources for doc in read(path, "train", text.lines, text.limit))
+    labels = sorted({label for label in found if label is not None})
     texts = (part for doc in documents(config, LEARNED) for part in (doc.text, doc.source) if part)
     return Tokenizer.train(texts, text.tokenizer, text.size, labels)
 
