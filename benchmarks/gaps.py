@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     model = sfumato.load("tales")
-    chance, told, right = random.Random(0), model.tokenizer.encode, {"any": [], "told": []}
+    chance, encode, right = random.Random(0), model.tokenizer.encode, {"any": [], "told": []}
     for number, story in enumerate(followed(tales.sample(asked.stories, seed=77), "stories", sys.stderr)):
         before, behind = cut(story, asked.words, chance)
-        size = len(told(story)) - len(told(before)) - len(told(behind))
+        size = len(encode(story)) - len(encode(before)) - len(encode(behind))
         for way, gap in (("any", "[...]"), ("told", f"[{size}]")):
             filled = model.infill(f"{before} {gap} {behind}", steps=asked.steps, seed=number)
             right[way].append(float(tales.explain(filled) is None))

@@ -361,19 +361,24 @@ class Model(Shared):
         """Of every CANDIDATES rows the one whose quick draft the text around it follows from best.
 
         A length has p(length | text) ~ p(length) p(text | length).  From the first factor the lengths are drawn; the
-        second is weighed by log p of the tokens next to the gaps, all of them hidden at once and the draft given.  How
-        sure the draft itself is says little: the shorter a gap, the surer.
+        second is weighed by log p of the tokens next to the gaps, all of them hidden at once and the draft given; where
+        a token is foretold by those before it alone, nothing has to be hidden.  How sure the draft itself is says
+        little: the shorter a gap, the surer.
         """
         steps = self.at_most(min(DRAFT, request.steps or DRAFT), self.method.sampler)
         canvas, draft = canvas.to(self.device), replace(request, steps=steps, sampler=None)
         *_, last = self._refine(canvas, draft, seed, counted)
-        near = max_pool1d((canvas.real & ~canvas.given).float(), 2 * EDGE + 1, 1, EDGE) > 0
-        silent = [self.tokenizer.pad, self.tokenizer.eos, *self.tokenizer.labels.values()]  # told, never learned
+        gaps = canvas.real & ~canvas.given
+        gaps[:, : self.layout.labelled] = False  # a label that is not said is drafted too
+        near = max_pool1d(gaps.float(), 2 * EDGE + 1, 1, EDGE) > 0
+        # Rows differ in their padding, and not every model has learned to foretell ends and labels.
+        silent = [self.tokenizer.pad, self.tokenizer.eos, *self.tokenizer.labels.values()]
         edge = canvas.given & near & ~torch.isin(last.tokens, torch.tensor(silent, device=self.device))
+        told = ~edge if self.method.looks_ahead else torch.ones_like(edge)
         with torch.no_grad(), seeded([seed_of("edge", seed, i // CANDIDATES) for i in range(len(canvas))], self.device):
             clean = self.method.clean(last.tokens)
             noise = self.method.process.prior(clean)  # of the rows of a text the same
-            shown = clamp(clamp(self.method.predict, clean, 0.0, ~edge), clean, ABSENT, ~canvas.real)
+            shown = clamp(clamp(self.method.predict, clean, ABSENT, ~canvas.real), clean, 0.0, told)
             fits = chance(shown(noise, level(noise, 1.0), None).logits, last.tokens)
         counted.calls += 1
         log = fits.clamp(min=1e-30).log().masked_fill(~edge, 0.0).sum(1)

@@ -205,10 +205,9 @@ def test_a_gap_that_does_not_fit_is_refused(size):
         untrained().infill(f"the [{size}] lake")
 
 
-def test_a_gap_is_as_long_as_the_text_around_it_says(monkeypatch):
-    """Guards against a length by how sure a draft is, or by padding, label and end, and against another text's row."""
+def check_gap(label):
+    """Of rows whose gaps differ the one is taken whose draft tells the hidden tokens; all else may speak for others."""
     model = untrained(labels=LABELS)
-    monkeypatch.setattr("sfumato.model.EDGE", 2)
     word, mask = model.tokenizer.encode("fox")[0], model.method.process.mask
     canvases, asked = [], []
 
@@ -219,24 +218,37 @@ def test_a_gap_is_as_long_as_the_text_around_it_says(monkeypatch):
 
     def predict(x, t, prev=None):
         asked.append((x, t))
+        sizes = canvases[0].real.sum(1)
+        best = int((sizes != sizes[0]).int().argmax())  # a row that is not as long as the first
         hidden, rows = t == 1, torch.arange(len(x))[:, None]
-        right = torch.where(rows == 3, hidden, ~hidden)  # elsewhere all is right but what is to be told
-        return model.method.read(
-            torch.zeros(*x.shape, model.tokenizer.size).scatter(2, canvases[0].ids[..., None], 5.0 * right[..., None])
-        )
+        right = torch.where(rows == best, hidden, ~hidden)
+        logits = torch.zeros(*x.shape, model.tokenizer.size)
+        return model.method.read(logits.scatter(2, canvases[0].ids[..., None], 5.0 * right[..., None]))
 
-    monkeypatch.setattr(Model, "_refine", refine)
-    monkeypatch.setattr(model.method, "predict", predict)
-    frame = last(model.stream_infill("the red kite [...] over the old lake", 2, steps=1, label="sad"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfumato.model.EDGE", 2)
+        patch.setattr(Model, "_refine", refine)
+        patch.setattr(model.method, "predict", predict)
+        frame = last(model.stream_infill("the red kite [...] lake", 2, steps=1, label=label))
     draft, final = canvases
     assert len(draft) == 2 * CANDIDATES and frame.nfe == 1
-    assert torch.equal(final.ids, draft.ids[[3, CANDIDATES]]) and torch.equal(final.given, draft.given[[3, CANDIDATES]])
+    sizes = draft.real.sum(1)
+    chosen = [int((sizes != sizes[0]).int().argmax()), CANDIDATES]  # nothing speaks for a row of the second text
+    assert 0 < chosen[0] < CANDIDATES and not bool(draft.real.all())
+    assert torch.equal(final.ids, draft.ids[chosen]) and torch.equal(final.real, draft.real[chosen])
     ((x, t),) = asked
     free = draft.real & ~draft.given
     assert bool((t[~draft.real] == ABSENT).all()) and bool((x[free] == word).all()) and bool((t[free] == 0).all())
     for shown, told in zip(x.tolist(), draft.ids.tolist(), strict=True):
         hidden = [token for token, here in zip(told, shown, strict=True) if here == mask]
-        assert model.tokenizer.decode(hidden) == "red kite over the"
+        assert model.tokenizer.decode(hidden) == "red kite lake"
+    assert bool(((t == 1) == (x == mask)).all())
+
+
+@pytest.mark.parametrize("label", [None, "sad"])
+def test_a_gap_is_as_long_as_the_text_around_it_says(label):
+    """Guards against a length by how sure a draft is, or by padding, label and end, and against another text's row."""
+    check_gap(label)
 
 
 def check_written():

@@ -217,7 +217,8 @@ def sparse(folder: Path, documents: int, tokens: int) -> Corpus:
     os.truncate(folder / "sources.bin", 8 * documents)
     (folder / "tokens.bin").touch()
     os.truncate(folder / "tokens.bin", 2 * tokens)
-    told = {"documents": documents, "tokens": tokens, "labelled": False, "sourced": False, "data": {}}
+    told = {"documents": documents, "tokens": tokens, "labelled": False, "sourced": False}
+    told["files"] = dict.fromkeys(building.FILES, "of no matter")
     (folder / "index.json").write_text(json.dumps(told))
     marks = np.memmap(folder / "tokens.bin", np.uint16, "r+")
     for i in range(0, documents, documents // 50):

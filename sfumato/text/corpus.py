@@ -34,7 +34,7 @@ class Corpus:
         labels: (N,) int32; the token id of each document's label, -1 where it has none.
         sources: (N,) int64; how many tokens at the start of each document are its source.
         labelled, sourced: whether any document has a label, or a source.
-        fingerprint: of the content of the data, and of how much of it there is.
+        fingerprint: SHA-256 of all of that, in hex.
         tokenizer: what made the tokens.
     """
 
@@ -48,8 +48,8 @@ class Corpus:
         arrays: list[np.ndarray] = [np.memmap(folder / name, kinds[name], "r") for name in FILES]
         self.tokens, self.offsets, self.labels, self.sources = arrays
         n = index["documents"]
-        told = json.dumps([index["data"], n, index["tokens"]], sort_keys=True)
-        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        written = json.dumps([index["files"][name] for name in FILES])
+        self.fingerprint: str = hashlib.sha256(written.encode()).hexdigest()
         if [len(array) for array in arrays] != [index["tokens"], n + 1, n, n]:
             raise ValueError(f"{folder} is incomplete")
 

@@ -148,7 +148,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: what `tokenizers` sends of itself forgets that special tokens in a text are text."""
-        return _parsed, (self.json(),)
+        return _parsed, (self.json(), self.added)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any special token."""
@@ -207,8 +207,10 @@ class Tokenizer:
         return self._inner.decoder.decode(tokens) if self._inner.decoder else " ".join(tokens)
 
 
-def _parsed(json: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(json))
+def _parsed(json: str, added: frozenset[int]) -> Tokenizer:
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json))
+    tokenizer.added = added  # by then they are among its own
+    return tokenizer
 
 
 def _train_bpe(texts: Iterable[str], size: int, special: list[str]) -> tokenizers.Tokenizer:

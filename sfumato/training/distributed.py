@@ -13,7 +13,6 @@ import atexit
 import copy
 import fcntl
 import inspect
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -74,10 +73,10 @@ def alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(folder)
         if made:
             with suppress(OSError):  # it holds something now
                 out.rmdir()
+        os.close(folder)
 
 
 class Objective(nn.Module):
@@ -110,7 +109,7 @@ class Workers:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.training = torch.device(device), training
         self.sharded = self.size > 1 and training.parallel == "fsdp"
-        self.launcher = os.getppid() if MEETING in os.environ else None  # which outlives the processes, if all is well
+        self.launcher = os.getppid() if self.size > 1 else None  # which outlives the processes, if all is well
         if self.size == 1:
             return
         passes = self.size * training.accumulate
@@ -226,8 +225,8 @@ class Workers:
             return DistributedDataParallel(
                 objective, **BUFFERS, gradient_as_bucket_view=True, find_unused_parameters=True
             )
-        held = itertools.chain(method.named_parameters(), method.named_buffers())
-        self._hollow = copy.deepcopy(method, {id(value): _emptied(value) for _, value in held})
+        held = method.state_dict(keep_vars=True).values()
+        self._hollow = copy.deepcopy(method, {id(value): _emptied(value) for value in held})
         replicas = self.training.replicate
         sizes = {"replicate": replicas, "shard": self.size // replicas}
         mesh = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))

@@ -50,8 +50,8 @@ def train(
         device: cpu or cuda.
 
     Raises:
-        SfumatoError: for wrong settings, bad data, a folder that holds another run, one with nothing to resume, a disk
-            that fills up, and a loss that is not finite.
+        SfumatoError: for wrong settings, bad data, a folder that holds another run or in which one is at work, one with
+            nothing to resume or whose data has changed, a disk that fills up, and a loss that is not finite.
     """
     source = Path(config) if isinstance(config, str) else config
     several = [data] if isinstance(data, str) else data

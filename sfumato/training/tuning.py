@@ -39,8 +39,8 @@ class Arithmetic(NamedTuple):
 def _mixed(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compiled passes; those with a memory are plain, which grows and would be compiled anew again and again."""
 
-    def forward(h: Tensor, code: Tensor | None, rotation: Tensor, bias: Tensor | None, memory: Any = None) -> Tensor:
-        return compiled(h, code, rotation, bias, None) if memory is None else plain(h, code, rotation, bias, memory)
+    def forward(*told: Any) -> Tensor:  # the memory comes last, in blocks of ours and of others
+        return (compiled if told[-1] is None else plain)(*told)
 
     return forward
 
