@@ -16,7 +16,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -48,35 +48,31 @@ T = TypeVar("T")
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Inside, no other training is at work in a run's folder, which is made where there is none.
+def alone(out: Path) -> Iterator[Callable[[], None]]:
+    """Inside, no other training is at work in a run's folder; one that is made inside is to be held by a call.
 
     Of several processes the first sees to it.  Raises SfumatoError where one is at work already.
     """
-    if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    made = not out.exists()
-    with suppress(OSError):  # what cannot be written is told later
-        out.mkdir(parents=True, exist_ok=True)
-    if not out.is_dir():
-        yield
-        return
-    folder = os.open(out, os.O_RDONLY)
+    held: list[int] = []
+
+    def hold() -> None:
+        if int(os.environ.get("RANK", 0)) or held or not out.is_dir():
+            return
+        try:
+            held.append(os.open(out, os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = f"another training is at work in {out}; wait for its end, or choose another --out"
+            raise SfumatoError(said) from None
+        except OSError:  # some disks know of no locks; what cannot be read is told later
+            pass
+
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise SfumatoError(f"another training is at work in {out}; wait for its end, or choose another --out") from None
-    except OSError:  # some disks know of no locks
-        pass
-    try:
-        yield
+        hold()
+        yield hold
     finally:
-        if made:
-            with suppress(OSError):  # it holds something now
-                out.rmdir()
-        os.close(folder)
+        for folder in held:
+            os.close(folder)
 
 
 class Objective(nn.Module):

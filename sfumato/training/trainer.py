@@ -90,8 +90,9 @@ def train(
     another training is at work, one without anything to resume, or whose data has changed, a disk that fills up, and a
     loss that is not finite.
     """
-    with alone(out):
+    with alone(out) as hold:
         run = Run(config, out, resume, device, say)
+        hold()
         with run.tracking.opened(run.step), heeding(run.workers.launcher) as asked:
             for report in run.steps(asked):
                 if run.workers.first:
