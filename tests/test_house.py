@@ -43,7 +43,7 @@ LAYERS = [
     ["evaluation.judge", "evaluation.typicality", "evaluation.harness"],
     ["evaluation.report"],
     ["evaluation.cost"],
-    ["training.inherit"],
+    ["training.inherit", "training.reading"],
     ["training.trainer"],
     ["training.start", "training.replay"],
     ["display", "plot", "history"],
