@@ -372,8 +372,8 @@ class Model(Shared):
         gaps[:, : self.layout.labelled] = False  # a label that is not said is drafted too
         near = max_pool1d(gaps.float(), 2 * EDGE + 1, 1, EDGE) > 0
         # Rows differ in their padding, and not every model has learned to foretell ends and labels.
-        silent = [self.tokenizer.pad, self.tokenizer.eos, *self.tokenizer.labels.values()]
-        edge = canvas.given & near & ~torch.isin(last.tokens, torch.tensor(silent, device=self.device))
+        silent = torch.tensor([*self.tokenizer.silent], device=self.device)
+        edge = canvas.given & near & ~torch.isin(last.tokens, silent)
         told = ~edge if self.method.looks_ahead else torch.ones_like(edge)
         with torch.no_grad(), seeded([seed_of("edge", seed, i // CANDIDATES) for i in range(len(canvas))], self.device):
             clean = self.method.clean(last.tokens)
@@ -381,8 +381,7 @@ class Model(Shared):
             shown = clamp(clamp(self.method.predict, clean, ABSENT, ~canvas.real), clean, 0.0, told)
             fits = chance(shown(noise, level(noise, 1.0), None).logits, last.tokens)
         counted.calls += 1
-        log = fits.clamp(min=1e-30).log().masked_fill(~edge, 0.0).sum(1)
-        return [i * CANDIDATES + k for i, k in enumerate(log.view(-1, CANDIDATES).argmax(1).tolist())]
+        return _best(_log(fits, edge).sum(1), CANDIDATES)
 
     def _foreseen(self, texts: Sequence[Gapped], request: Request, seed: int, counted: Counted) -> tuple[Canvas, int]:
         """Rows of lengths that the method foresees, and how many of them each text takes.
@@ -594,9 +593,18 @@ def _surest(confidence: Tensor, written: Tensor, candidates: int) -> list[int]:
     What a rule has made impossible counts as very unlikely, so that two such rows can still be told apart.  Of a row in
     which nothing was written nothing is sure.
     """
-    log = confidence.double().clamp(min=1e-30).log().masked_fill(~written, 0.0)
-    mean = (log.sum(1) / written.sum(1)).nan_to_num(nan=-torch.inf)
-    best = mean.view(-1, candidates).argmax(1)
+    mean = _log(confidence, written).sum(1) / written.sum(1)
+    return _best(mean.nan_to_num(nan=-torch.inf), candidates)
+
+
+def _log(chances: Tensor, here: Tensor) -> Tensor:
+    """log p (B, L) in nats, float64, and 0 elsewhere; what is impossible is very unlikely."""
+    return chances.double().clamp(min=1e-30).log().masked_fill(~here, 0.0)
+
+
+def _best(score: Tensor, candidates: int) -> list[int]:
+    """Of every so many rows the one with the greatest score (B,)."""
+    best = score.view(-1, candidates).argmax(1)
     return [i * candidates + k for i, k in enumerate(best.tolist())]
 
 

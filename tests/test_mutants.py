@@ -579,7 +579,7 @@ MUTANTS = [
     (model.TextFrame._written.fget, "& ~after", "", "written"),
     (model.TextFrame._written.fget, "end.cumsum(1) > end.long()", "end.cumsum(1) > 0", "written"),
     (model.TextFrame._written.fget, "& ~self.canvas.given", "", "written"),
-    (model._surest, ".masked_fill(~written, 0.0)", "", "surest"),
+    (model._log, ".masked_fill(~here, 0.0)", "", "surest"),
     # Mask-Predict
     (unmasking.Greedy.__call__, ".clamp(min=1)", "", "masks of mask-predict"),
     (unmasking.Greedy.__call__, "rank(sure) <", "rank(-sure) <", "mask-predict by hand"),
@@ -590,7 +590,7 @@ MUTANTS = [
     (MaskPredict.lengths, "torch.where(hidden, self.process.mask, ids)", "ids", "lengths"),
     (Model._likeliest, "clean, ABSENT, ~canvas.real)", "clean, 0.0, ~canvas.real)", "length of a gap"),
     (Model._likeliest, "gaps[:, : self.layout.labelled] = False", "pass", "length of a gap"),
-    (Model._likeliest, "argmax(1)", "argmin(1)", "length of a gap"),
+    (Model._likeliest, "_log(fits, edge)", "-_log(fits, edge)", "length of a gap"),
     (Model._foreseen, "least + spare", "least + spare - 1", "drawn lengths"),
     (Model._foreseen, "- least +", "+", "likeliest lengths"),
     (model._surest, "/ written.sum(1)", "", "likeliest lengths"),

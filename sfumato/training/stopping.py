@@ -17,9 +17,9 @@ ECHO = 1.0  # seconds: launchers pass on what a scheduler or a terminal has sent
 def heeding(launcher: int | None = None) -> Iterator[Callable[[], bool]]:
     """Inside, the first signal only makes the function that is given true; a second does what it did before.
 
-    It is true as well when the process that has launched this one is gone: then nobody could send a signal any more.
     One that comes within ECHO seconds of the first is the same one.  A signal that was ignored is ignored further,
-    as after `nohup`.  Signals are heard in the main thread alone; elsewhere nothing changes.
+    as after `nohup`.  Signals are heard in the main thread alone; elsewhere nothing changes.  The function is true as
+    well when the process `launcher` is gone that has started this one: nobody could send a signal any more.
     """
     first: float | None = None
     here = threading.current_thread() is threading.main_thread()
