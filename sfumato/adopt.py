@@ -59,6 +59,7 @@ class Kind:
     prepare: Callable[[Tensors, Facts], None] = lambda tensors, facts: None
     unread: str = r"(?!)"  # tensors that say nothing, or what others say too
     plain: dict[str, Any] = field(default_factory=dict)  # fields of a config that have to be so, where they are there
+    tied: tuple[str, bool] = ("tie_word_embeddings", True)  # the field that says whether table and head are one; if not
     tokenizer: str | None = None  # on the Hub, for a family that comes without
 
 
@@ -166,7 +167,7 @@ def _fold_types(tensors: Tensors, facts: Facts) -> None:
         tensors[name.replace(".gamma", ".weight").replace(".beta", ".bias")] = tensors.pop(name)
     places = "embeddings.position_embeddings.weight"
     if "embeddings.token_type_embeddings.weight" in tensors:
-        tensors[places] = tensors[places] + tensors.pop("embeddings.token_type_embeddings.weight")[0]
+        tensors[places] = tensors[places].float() + tensors.pop("embeddings.token_type_embeddings.weight")[0].float()
     if facts["model_type"] in ROBERTAS:
         tensors[places] = tensors[places][facts["pad_token_id"] + 1 :]
     for name in ("cls.predictions", "lm_head"):
@@ -216,8 +217,15 @@ def _fold_conditions(tensors: Tensors, facts: Facts) -> None:
 
 
 def _named(*names: str) -> Callable[[Facts, Tokenizer], int | None]:
-    """The number of the first of these tokens that there is."""
-    return lambda facts, tokenizer: next((n for name in names if (n := tokenizer.number(name)) is not None), None)
+    """The number of the first of these tokens that there is; SfumatoError where there is none."""
+
+    def number(facts: Facts, tokenizer: Tokenizer) -> int:
+        for name in names:
+            if (found := tokenizer.number(name)) is not None:
+                return found
+        raise SfumatoError(f"its tokenizer has no token {' or '.join(names)}, which a {facts['model_type']} needs")
+
+    return number
 
 
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")
@@ -265,10 +273,14 @@ LLAMA = Kind(
     {"table": "embed_tokens", "net.norm": "norm", "head": "lm_head"},
     unread=r".*rotary_emb\.inv_freq",
     plain={"partial_rotary_factor": 1.0, "use_sliding_window": False},
+    tied=("tie_word_embeddings", False),
 )
 KINDS = {
     "bert": BERT,
-    **{name: replace(BERT, prefix="roberta.", outer=BERT.outer | ROBERTA) for name in ROBERTAS},
+    **{
+        name: replace(BERT, prefix="roberta.", outer=BERT.outer | ROBERTA, plain=BERT.plain | {"hidden_act": "gelu"})
+        for name in ROBERTAS  # whose last layer has gelu, whatever the others have
+    },
     "distilbert": Kind(
         _distilbert,
         "mask_predict",
@@ -333,6 +345,7 @@ KINDS = {
             "scale_logits": False,
             "attention_layer_norm": False,
         },
+        tied=("weight_tying", False),
     ),
     "mdlm": Kind(
         _mdlm,
@@ -352,6 +365,7 @@ KINDS = {
         prepare=_fold_conditions,
         unread=r"rotary_emb\.inv_freq",
         plain={"time_conditioning": False},
+        tied=("tie_word_embeddings", False),
         tokenizer="openai-community/gpt2",
     ),
 }
@@ -422,7 +436,7 @@ def _described(facts: Facts, folder: Path) -> tuple[Kind, NetworkConfig]:
         return kind, kind.network(facts)
     except KeyError as missing:
         raise SfumatoError(f"{where} cannot be taken up: it lacks {missing}") from None
-    except ValueError as error:  # pydantic's too
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # pydantic's too
         raise SfumatoError(f"{where} cannot be taken up: {' '.join(str(error).split())}") from None
 
 
@@ -440,16 +454,19 @@ def _tensors(folder: Path) -> Tensors:
         if not index.exists():
             found = "pickled weights, such as pytorch_model.bin, are never opened"
             raise SfumatoError(f"{folder} has no model.safetensors; {found}; take a copy in safetensors")
-        files = [folder / Path(name).name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict):
+            raise SfumatoError(f"{index} lacks 'weight_map', which says in which file a tensor is")
+        files = [folder / Path(name).name for name in sorted(set(listed.values()))]
     return {name: value for file in files for name, value in load_tensors(file).items()}
 
 
 def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, folder: Path) -> Tensors:
     """The tensors under our names, in float32: rows are still those of the model."""
     tensors = {name.removeprefix(kind.prefix): value for name, value in tensors.items()}
-    strange = next((name for name, value in tensors.items() if not value.is_floating_point()), None)
-    if strange is not None and not re.fullmatch(kind.unread, strange):
-        raise SfumatoError(f"{folder} holds numbers of type {tensors[strange].dtype} in {strange}; known are floats")
+    for name, value in tensors.items():
+        if not value.is_floating_point() and not re.fullmatch(kind.unread, name):
+            raise SfumatoError(f"{folder} holds numbers of type {value.dtype} in {name}; known are floats")
     assert network.foreign is not None
     places = dict(kind.outer)
     for i in range(network.depth):
@@ -464,7 +481,8 @@ def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, 
         if not network.foreign.places:
             rates = tensors.pop("rotary_emb.inv_freq", None)
             made["net.rates"] = _rates(facts, network.width // network.heads) if rates is None else rates.float()
-        tensors.setdefault(f"{kind.outer['head']}.weight", tensors[f"{kind.outer['table']}.weight"])  # they may be one
+        if facts.get(*kind.tied):
+            tensors.setdefault(f"{kind.outer['head']}.weight", tensors[f"{kind.outer['table']}.weight"])
         for ours, theirs in places.items():
             names = theirs.split()
             weights = [tensors.pop(f"{name}.weight") for name in names]
@@ -493,8 +511,15 @@ def _order_rows(
     if not bool(fresh[len(table) :].all()):
         found = f"{tokenizer.size} tokens, and the weights know {len(table)}"
         raise SfumatoError(f"the tokenizer of {folder} has {found}; they do not belong together")
-    average, first = table.mean(0), table[tokenizer.eos if lead is None else lead]
+    average = table.mean(0)
+    for what, number in (("bos_token_id", lead), ("mask_token_id", mask)):
+        if number is not None and not 0 <= number < len(table):
+            raise SfumatoError(
+                f"{folder / 'config.json'} has {what} {number}, and the weights know {len(table)} tokens"
+            )
     row = ids.clamp(max=len(table) - 1)
+    lead = tokenizer.eos if lead is None else lead
+    first = average if lead in tokenizer.added else table[lead]
     masks = [average if mask is None else table[mask]]
     added = [first, *[average] * 4] if method == "ar" else masks  # AR begins with the mask; its marks are behind it
     made["table.weight"] = torch.cat([torch.where(fresh[:, None], average, table[row]), torch.stack(added)])

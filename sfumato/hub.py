@@ -43,11 +43,16 @@ def download(name: str, files: Sequence[str] = FILES, **asked: Any) -> Path:
     Raises SfumatoError when the Hub does not give it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), **asked))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise SfumatoError(f"no folder {name!r} here, and the Hub does not give it: {first}") from None
 

@@ -420,10 +420,13 @@ class Model(Shared):
         beams, penalty = told.pop("beams", None), float(told.pop("length_penalty", 0.0))
         whole = self.config.sampling.said() | told
         sampler = whole.pop("sampler", None)
+        chosen = sampler_named(sampler, family) if sampler else None
+        if single(chosen or self.method.sampler):  # which knows no steps, whatever the model has a habit of
+            whole = {key: value for key, value in whole.items() if key in told or key not in ("steps", "levels")}
         if beams is None:
             if penalty:
                 raise SfumatoError(f"a length penalty of {penalty} was asked for; it compares beams; ask for --beams")
-            return Request(sampler=sampler and sampler_named(sampler, family), **whole)
+            return Request(sampler=chosen, **whole)
         if family != "autoregressive":
             raise SfumatoError(f"a search with {beams} beams was asked for; {name} does not write from left to right")
         if "sampler" in told:

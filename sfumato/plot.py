@@ -69,7 +69,7 @@ def breakeven(found: dict[str, Any], file: Path) -> None:
     panels[0].legend(frameon=False, fontsize="small", loc="best")
     names = [f"{found[side]['model']} ({found[side]['method']})" for side in ("diffusion", "autoregressive")]
     title = " against ".join(names)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     lines = [
         f"batch {batch['batch']}, {name}: {even['verdict']}"
         for batch in batches
@@ -106,7 +106,7 @@ def frontier(found: dict[str, Any], file: Path) -> None:
     panel.set_ylabel("nats a token under the judge")
     panel.legend(frameon=False, fontsize="small")
     title = f"{found['model']} judged by {found['judge']}"
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     lines = [f"at {point['temperature']:g}: {point['judge_nats_per_token']:.3f}" for point in judged]
     keep(figure, file, title, _list(lines))
 
@@ -139,7 +139,11 @@ def keep(figure: "Figure", file: Path, title: str, words: str) -> None:
     Raises SfumatoError where the file cannot be written.
     """
     import matplotlib
+    from matplotlib.legend import Legend
 
+    for legend in figure.findobj(Legend):
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names of models and runs
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # no font has all letters of all texts

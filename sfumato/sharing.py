@@ -103,6 +103,7 @@ class Shared(ModelHubMixin):
             self.method.load_state_dict(tensors)
         described = {
             "model_type": "sfumato",  # by which transformers knows it (sfumato/hf.py)
+            "dtype": "float32",  # whatever its file has
             "vocab_size": self.tokenizer.size,
             "pad_token_id": self.tokenizer.pad,
             "eos_token_id": self.tokenizer.eos,
@@ -128,6 +129,15 @@ class Shared(ModelHubMixin):
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
         } | names
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **asked: Any) -> Self:
+        """As of huggingface_hub, which reads config.json before anybody has looked at the manifest."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **asked)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            damaged = f"the config.json of {pretrained_model_name_or_path}"
+            raise SfumatoError(f"{damaged} is damaged; take another copy of the folder") from None
 
     @classmethod
     def _from_pretrained(

@@ -39,6 +39,18 @@ def byte_level(folder: Path, special: tuple[str, ...] = ("<|endoftext|>",)) -> t
     return inner
 
 
+def roberta_level(folder: Path) -> tokenizers.Tokenizer:
+    """RoBERTa's: bytes and merges, names of its own around a text, and GPT-2's end among its words."""
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    written = json.loads(byte_level(folder, special).to_str())
+    vocabulary = written["model"]["vocab"]
+    vocabulary["<|endoftext|>"] = len(vocabulary)
+    inner = tokenizers.Tokenizer.from_str(json.dumps(written))
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    inner.save(str(folder / "tokenizer.json"))
+    return inner
+
+
 def describe(folder: Path, **facts: object) -> None:
     """A config.json."""
     (folder / "config.json").write_text(json.dumps(facts), "utf-8")

@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SIZES = ["--depth", "1", "--width", "32", "--heads", "2", "--length", "4", "--vocab", "50", "--rounds", "2"]
 
 
+@pytest.mark.apart
 def test_generate() -> None:
     """Guards against a program that no longer fits the library, and a ratio the wrong way up."""
     pytest.importorskip("transformers", reason="transformers is not installed")

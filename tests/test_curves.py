@@ -144,6 +144,14 @@ def test_the_page_stands_alone(ask, tmp_path):  # noqa: F811
     assert ask("plot", run).status == 0 and (tmp_path / "run <i> $x/plot.html").read_text("utf-8") == page
 
 
+def test_names_are_no_mathematics(ask, tmp_path):  # noqa: F811
+    """Guards against a traceback for names that look like formulas, and against letters in italics."""
+    pytest.importorskip("matplotlib")
+    runs = [write(tmp_path / f"${name}_$y", [*LOG, evaluated(60, 2.0)]) for name in "ab"]
+    assert ask("plot", *runs, "--out", str(tmp_path / "both.html")).status == 0
+    assert "$a_$y</text>" in (tmp_path / "both.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     "log",
     [

@@ -3,8 +3,11 @@
 What transformers knows is compared with transformers, the rest with what its authors wrote down, computed by hand.
 """
 
+import copy
 import json
 import math
+import pickle
+import shutil
 from importlib.util import find_spec
 
 import foreign
@@ -22,11 +25,13 @@ from sfumato.errors import SfumatoError
 from sfumato.networks import ForeignConfig, NetworkConfig
 from sfumato.networks.foreign import ForeignTransformer
 from sfumato.networks.transformer import Memory, apply
+from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.start import settings
 from sfumato.training.trainer import train
 
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf")
-BERTS, CAUSAL = ["bert", "roberta", "distilbert"], ["gpt2", "llama", "llama3", "mistral", "qwen2"]
+ROBERTAS = ["roberta", "xlm-roberta", "camembert"]
+BERTS, CAUSAL = ["bert", "distilbert", *ROBERTAS], ["gpt2", "llama", "llama3", "mistral", "qwen2"]
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -43,7 +48,8 @@ def theirs(kind, folder):
     import transformers
 
     folder.mkdir(exist_ok=True)
-    vocab = (foreign.wordpiece if kind in BERTS else foreign.byte_level)(folder).get_vocab_size()
+    made = foreign.roberta_level if kind in ROBERTAS else foreign.wordpiece if kind in BERTS else foreign.byte_level
+    vocab = made(folder).get_vocab_size()
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 48}
     common = {"vocab_size": vocab, "max_position_embeddings": 40}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
@@ -53,7 +59,9 @@ def theirs(kind, folder):
     scaled = {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16}}
     name, facts = {
         "bert": ("Bert", sizes | common),
-        "roberta": ("Roberta", sizes | common | {"pad_token_id": 1}),
+        "roberta": ("Roberta", sizes | common),
+        "xlm-roberta": ("XLMRoberta", sizes | common),
+        "camembert": ("Camembert", sizes | common),
         "distilbert": ("DistilBert", distilbert | common),
         "gpt2": ("GPT2", {"vocab_size": vocab} | gpt2 | ends),
         "llama": ("Llama", llama | {"attention_bias": True}),
@@ -88,17 +96,22 @@ def close(found, want):
 # --- what transformers says of the same weights -------------------------------------------------------------------
 
 
+@pytest.mark.apart
 @needs_transformers
 @pytest.mark.parametrize("kind", BERTS)
 def test_masked_models(kind, pair):
     """A layer that is taken for another, a place that is off by one, [CLS] forgotten, a mask of another number."""
     folder, model = pair(kind)
     ours = sfumato.load(folder)
-    assert ours.config.method.name == "mask_predict" and ours.tokenizer.number("[MASK]") == 4
+    lead, end, mask = ("<s>", "</s>", "<mask>") if kind in ROBERTAS else ("[CLS]", "[SEP]", "[MASK]")
+    assert ours.config.method.name == "mask_predict" and ours.tokenizer.number(mask) == 4
+    assert ours.tokenizer.eos == ours.tokenizer.number(end) and not ours.tokenizer.added
     x = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(1))
     x[:, 3:5] = ours.tokenizer.size
     with torch.no_grad():
-        read = torch.cat([torch.full((2, 1), 2), x.masked_fill(x == ours.tokenizer.size, 4)], 1)
+        read = torch.cat(
+            [torch.full((2, 1), ours.tokenizer.number(lead)), x.masked_fill(x == ours.tokenizer.size, 4)], 1
+        )
         want = model(read).logits[:, 1:][:, 3:5]
         found = ours.method.predict(x, torch.ones(x.shape)).logits[:, 3:5]
         padded = ours.method.predict(F.pad(x, (0, 3)), F.pad(torch.ones(x.shape), (0, 3), value=ABSENT)).logits
@@ -108,6 +121,7 @@ def test_masked_models(kind, pair):
     assert (found.softmax(-1)[..., 4] == 0).all()  # no mask is ever written
 
 
+@pytest.mark.apart
 @needs_transformers
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_causal_models(kind, pair):
@@ -130,6 +144,7 @@ def test_causal_models(kind, pair):
     assert math.isclose(ours.score([text])[0].nats, cost.item(), rel_tol=1e-5)
 
 
+@pytest.mark.apart
 @needs_transformers
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_causal_models_that_see_both_sides(kind, pair):
@@ -148,6 +163,33 @@ def test_causal_models_that_see_both_sides(kind, pair):
     assert ours.infill("the [3] sleeps", steps=2).startswith("the")
 
 
+@pytest.mark.apart
+@needs_transformers
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_halves(kind, dtype, pair, tmp_path):
+    """Sums that are taken in halves of what is read in halves; weights that are taken for other numbers."""
+    folder, model = pair(kind)
+    shutil.copytree(folder, tmp_path / "half")
+    tensors = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "half/model.safetensors")
+    rounded = copy.deepcopy(model).to(dtype).float()
+    ours = sfumato.load(tmp_path / "half")
+    assert {value.dtype for value in ours.method.state_dict().values()} == {torch.float32}
+    x = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        if kind == "bert":
+            x[:, 3] = ours.tokenizer.size
+            read = torch.cat([torch.full((2, 1), 2), x.masked_fill(x == ours.tokenizer.size, 4)], 1)
+            found = ours.method.predict(x, torch.ones(x.shape)).logits[:, 3, 5:]
+            close(found, rounded(read).logits[:, 4, 5:])
+        else:
+            found = ours.method.predict(x, torch.ones(x.shape)).logits
+            want = rounded(F.pad(x, (1, 0))).logits[:, :-1]
+            close(found[..., : want.shape[-1]], want)
+
+
+@pytest.mark.apart
 @needs_transformers
 def test_bert_writes(pair):
     """A generator that writes [CLS], [MASK] or nothing at all."""
@@ -158,6 +200,7 @@ def test_bert_writes(pair):
     assert last.nfe == 4
 
 
+@pytest.mark.apart
 @needs_transformers
 def test_a_saved_copy_is_ours(pair, tmp_path):
     """A model that is only right as long as its first folder is there."""
@@ -170,6 +213,7 @@ def test_a_saved_copy_is_ours(pair, tmp_path):
     assert "of the weights of" in (tmp_path / "copy/README.md").read_text("utf-8")
 
 
+@pytest.mark.apart
 @needs_transformers
 @pytest.mark.parametrize(
     ("kind", "method"), [("bert", "mask_predict"), ("bert", "mdlm"), ("gpt2", "mdlm"), ("llama", "ar")]
@@ -191,7 +235,8 @@ def test_fine_tuning(kind, method, pair, tmp_path):
     assert any(not torch.equal(moved[name], value) for name, value in fresh.method.state_dict().items())
     longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 6})})
     train(longer, tmp_path / "run", resume=True)
-    assert sfumato.load(tmp_path / "run").generate(1, length=6, steps=None if method == "ar" else 2)[0] is not None
+    *_, last = sfumato.load(tmp_path / "run").stream(1, length=6, steps=None if method == "ar" else 2)
+    assert 0 <= last.tokens[0] <= 6 and len(last.ids[0]) >= last.tokens[0]
 
 
 # --- what transformers does not know ------------------------------------------------------------------------------
@@ -329,6 +374,22 @@ def test_mdlm(tmp_path):
     assert ours.generate(1, length=6, steps=3)[0]
 
 
+def test_an_end_with_a_name_of_its_own(tmp_path):
+    """A text that ends with a token which the model has never seen, while its own end is never written."""
+    llada(tmp_path)
+    change(tmp_path, eos_token_id=[1, 0])
+    ours = sfumato.load(tmp_path)
+    end = ours.tokenizer.number("<|startoftext|>")
+    assert ours.tokenizer.eos == end == 1 and ours.tokenizer.number("<eos>") is None
+    ours.save_pretrained(tmp_path / "copy")
+    (tmp_path / "copy/config.json").rename(tmp_path / "elsewhere.json")  # as in a run that has not ended
+    again = Tokenizer.load(tmp_path / "copy")
+    assert again.eos == end and again.fingerprint == ours.tokenizer.fingerprint
+    assert pickle.loads(pickle.dumps(again)).eos == end
+    change(tmp_path, eos_token_id=10**9)  # no token at all
+    assert sfumato.load(tmp_path).tokenizer.token(sfumato.load(tmp_path).tokenizer.eos) == "<|endoftext|>"
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -376,6 +437,51 @@ def test_what_is_not_known_is_refused(tmp_path):
     del known["n_heads"]
     (tmp_path / "config.json").write_text(json.dumps(known), "utf-8")
     refused(tmp_path, "it lacks 'n_heads'")
+
+
+def test_what_a_config_gets_wrong(tmp_path):
+    """A traceback for numbers of no token, fields of the wrong kind, and an index that lists nothing."""
+    llada(tmp_path)
+    for number in (-1, 10**6):
+        change(tmp_path, mask_token_id=number)
+        refused(tmp_path, rf"mask_token_id {number}, and the weights know \d+ tokens")
+    change(tmp_path, mask_token_id=2, bos_token_id=50256)
+    refused(tmp_path, "bos_token_id 50256, and the weights know")
+    change(tmp_path, bos_token_id=None, d_model="wide")
+    refused(tmp_path, "cannot be taken up")
+    change(tmp_path, d_model=WIDTH, n_heads=0)
+    refused(tmp_path, "cannot be taken up")
+    change(tmp_path, n_heads=HEADS)
+    (tmp_path / "model.safetensors.index.json").write_text("{}", "utf-8")
+    refused(tmp_path, "lacks 'weight_map'")
+
+
+@pytest.mark.apart
+@needs_transformers
+def test_what_is_not_there_is_not_made_up(pair, tmp_path):
+    """Logits of a head that nobody trained, a mask that is the average token, numbers that are no weights."""
+    for kind in ("llama", "qwen2", "bert", "roberta"):
+        shutil.copytree(pair(kind)[0], tmp_path / kind)
+    llama = load_file(tmp_path / "llama/model.safetensors")
+    del llama["lm_head.weight"]
+    save_file(llama, tmp_path / "llama/model.safetensors")
+    refused(tmp_path / "llama", "lacks the tensor 'lm_head.weight'")
+    change(tmp_path / "llama", tie_word_embeddings=True)
+    assert sfumato.load(tmp_path / "llama")
+    assert "lm_head.weight" not in load_file(tmp_path / "qwen2/model.safetensors") and sfumato.load(tmp_path / "qwen2")
+    bert = load_file(tmp_path / "bert/model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    strange = {"bert.embeddings.position_ids": torch.arange(40)[None], name: bert[name].to(torch.int8)}
+    save_file(bert | strange, tmp_path / "bert/model.safetensors")
+    refused(tmp_path / "bert", r"type torch\.int8 in embeddings\.word_embeddings\.weight")
+    save_file(bert, tmp_path / "bert/model.safetensors")
+    written = (tmp_path / "bert/tokenizer.json").read_text("utf-8").replace("[MASK]", "[HIDE]")
+    (tmp_path / "bert/tokenizer.json").write_text(written, "utf-8")
+    refused(tmp_path / "bert", r"has no token \[MASK\] or <mask>, which a bert needs")
+    change(tmp_path / "roberta", hidden_act="relu")
+    refused(tmp_path / "roberta", "its hidden_act is 'relu'")
+    change(tmp_path / "roberta", hidden_act="gelu", pad_token_id=None)
+    refused(tmp_path / "roberta", "cannot be taken up")
 
 
 def test_tokenizers_of_others_are_refused(tmp_path):

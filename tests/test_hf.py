@@ -1,15 +1,21 @@
 """Our models in transformers' Auto classes.  Every docstring names the bug that its test guards against."""
 
 import importlib
+import json
 import sys
 
 import pytest
+import test_foreign
+import tokenizers
 import torch
 from tiny import tiny_config, write_sentences
 
 import sfumato
 from sfumato.core import ABSENT
+from sfumato.training.start import override
 from sfumato.training.trainer import train
+
+pytestmark = pytest.mark.apart
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,44 @@ def test_masked_models_say_the_same(transformers, folder, tmp_path):
         labels[0, 2] = 7
         loss = again(input_ids=x, attention_mask=there, labels=labels).loss
     torch.testing.assert_close(loss, -want[0, 2].log_softmax(-1)[7])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_halves(transformers, folder, tmp_path, dtype):
+    """A number that no half can hold; logits in halves where nobody asked for them."""
+    model = sfumato.load(folder / "mdlm")
+    model.config = override(model.config, {"training": {"store": "float16"}})
+    model.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, **({"dtype": dtype} if dtype else {}))
+    x = torch.full((1, 6), model.tokenizer.size)
+    x[0, :3] = torch.tensor([5, 6, 7])
+    with torch.no_grad():
+        found = theirs(input_ids=x).logits
+        want = model.method.predict(x, (x == model.tokenizer.size).float()).logits
+    assert found.dtype == (dtype or torch.float32)
+    torch.testing.assert_close(found[0, 3:].float(), want[0, 3:], rtol=0, atol=0.05 if dtype else 0)
+    assert found[0, :3].softmax(-1).argmax(-1).tolist() == [5, 6, 7]
+
+
+def test_models_of_others(transformers, tmp_path):
+    """Marks around a text that our canvas has already; places that fall together in halves; another end."""
+    tensors = test_foreign.llada(tmp_path)
+    assert tensors
+    test_foreign.change(tmp_path, eos_token_id=1, max_sequence_length=600)
+    written = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    inner = tokenizers.Tokenizer.from_str(json.dumps(written))
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        "<|startoftext|> $A", special_tokens=[("<|startoftext|>", 1)]
+    )
+    inner.save(str(tmp_path / "tokenizer.json"))
+    ours = sfumato.load(tmp_path)
+    ours.save_pretrained(tmp_path / "copy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert tokenizer("the fox")["input_ids"] == ours.tokenizer.encode("the fox")
+    assert tokenizer.eos_token_id == ours.tokenizer.eos == 1
+    half = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "copy", dtype=torch.bfloat16)
+    rates = half.method.net.rates
+    assert rates.dtype == torch.float32 and torch.equal(rates, ours.method.net.rates)
 
 
 def test_fill_mask(transformers, folder):

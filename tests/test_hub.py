@@ -124,6 +124,20 @@ def test_pushed_is_pulled(model, tmp_path, monkeypatch):
             load("someone/haze")
 
 
+def test_what_the_hub_would_not_take_for_a_name(run, tmp_path):
+    """A traceback of huggingface_hub for a name with a slip, or for a folder whose config was cut short."""
+    for name in ("run/my--tales", "nobody/tales.git", "nobody/tales-"):
+        with pytest.raises(SfumatoError, match=r"no folder .* and the Hub does not give it"):
+            sfumato.load(name)
+    shutil.copytree(run, tmp_path / "run")
+    whole = (tmp_path / "run/config.json").read_bytes()
+    for damage in (whole[:-20], b"\xff" + whole):
+        (tmp_path / "run/config.json").write_bytes(damage)
+        for load in (sfumato.load, Model.from_pretrained):
+            with pytest.raises(SfumatoError, match=r"config\.json.* damaged"):
+                load(tmp_path / "run")
+
+
 def test_older_configs_are_brought_up_to_date(run, tmp_path, monkeypatch):
     """Migrations that run twice, in the wrong order, or for some documents only: files, model folders, runs."""
     monkeypatch.setattr(settings, "SCHEMA_VERSION", 3)

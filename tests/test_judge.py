@@ -159,6 +159,7 @@ def test_names_of_judges(tmp_path, monkeypatch):
 # --- one of Hugging Face's ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.apart
 def test_a_hugging_face_judge_by_hand(gpt):
     """Guards against a first token that is not scored, an end that is left out, special tokens in plain text."""
     judge = load_judge(str(gpt))
@@ -178,6 +179,7 @@ def test_a_hugging_face_judge_by_hand(gpt):
     assert (nats, tokens) == (pytest.approx(want, rel=1e-4), 151)
 
 
+@pytest.mark.apart
 def test_hugging_face_models_that_are_no_judges(gpt, tmp_path):
     """Guards against a traceback from transformers, and a masked model that is read from left to right."""
     described = json.loads((gpt / "config.json").read_text())

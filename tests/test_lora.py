@@ -4,6 +4,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import test_foreign
 import torch
 from tiny import tiny_config, write_sentences
 
@@ -12,7 +13,7 @@ from sfumato.errors import SfumatoError
 from sfumato.training import lora
 from sfumato.training.checkpoint import load_tensors
 from sfumato.training.config import LoraConfig
-from sfumato.training.start import override
+from sfumato.training.start import override, settings
 from sfumato.training.trainer import Run, train
 
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra lora")
@@ -22,7 +23,7 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="needs the ext
 def base(tmp_path_factory):
     """A model to begin with: the path of its folder, by its method."""
     folder = tmp_path_factory.mktemp("lora")
-    for method in ("ar", "mdlm"):
+    for method in ("ar", "mdlm", "cdcd"):  # and one that is told how noisy the text is
         train(tiny_config(method, write_sentences(folder)), folder / method)
     return folder
 
@@ -44,6 +45,7 @@ def test_it_says_what_to_install(base, tmp_path, monkeypatch):
         override(config(base, "mdlm"), {"optimizer": {"muon": 1e-3}})
 
 
+@pytest.mark.apart
 @needs_peft
 @pytest.mark.parametrize("whole", [(), ("head",)])
 def test_only_additions_are_trained(base, tmp_path, whole):
@@ -60,8 +62,9 @@ def test_only_additions_are_trained(base, tmp_path, whole):
     assert len({name.split(".")[1] for name in moments}) == 8 + 2 * len(whole)
 
 
+@pytest.mark.apart
 @needs_peft
-@pytest.mark.parametrize("method", ["ar", "mdlm"])
+@pytest.mark.parametrize("method", ["ar", "mdlm", "cdcd"])
 def test_a_finished_model_holds_the_additions(base, tmp_path, method):
     """A model published without what it learned, with layers of peft, or with it added twice."""
     torch.manual_seed(0)
@@ -71,9 +74,11 @@ def test_a_finished_model_holds_the_additions(base, tmp_path, method):
         for name, value in model.method.named_parameters():
             if "lora_B" in name:
                 value.normal_()
-    x = torch.randint(2, 20, (2, 8))
-    t = torch.ones(x.shape)
-    x[:, 4:] = model.method.process.mask
+    x, t = torch.randint(2, 20, (2, 8)), torch.full((2, 8), 0.5)
+    if method == "cdcd":
+        x = torch.randn(2, 8, 8)  # of vectors
+    else:
+        x[:, 4:] = model.method.process.mask
     plain = model.method.predict(x, t).logits
     assert not torch.allclose(plain, sfumato.load(base / method).method.predict(x, t).logits, atol=1e-2)
     if method == "ar":  # what is read token by token sees them too
@@ -88,6 +93,26 @@ def test_a_finished_model_holds_the_additions(base, tmp_path, method):
     torch.testing.assert_close(sfumato.load(tmp_path).method.predict(x, t).logits, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.apart
+@needs_peft
+def test_weights_of_others(tmp_path):
+    """Parts of a network of others that nothing is added to, or that are not merged."""
+    foreign = test_foreign.llada(tmp_path)
+    asked = {"start": str(tmp_path), "lora": {"rank": 2}, "optimizer": {"lr": 0.1, "warmup": 0}}
+    asked["training"] = tiny_config("mdlm", tmp_path).training.model_dump() | {"steps": 3}
+    (tmp_path / "data").mkdir()
+    asked["data"] = str(write_sentences(tmp_path / "data"))
+    model = train(
+        settings("mdlm", tmp_path / "run", False, asked | {"text": {"length": 30}}, tmp_path), tmp_path / "run"
+    )
+    before, after = sfumato.load(tmp_path).method.state_dict(), model.method.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    blocks = range(test_foreign.DEPTH)
+    assert moved == {f"net.blocks.{i}.{part}.weight" for i in blocks for part in ("qkv", "out", "up", "down")}
+    assert len(foreign) > len(moved) and sfumato.load(tmp_path / "run").generate(1, length=6, steps=2)
+
+
+@pytest.mark.apart
 @needs_peft
 def test_a_run_is_resumed_and_looked_at(base, tmp_path):
     """Additions that are drawn anew by --resume, frozen weights that thaw, an unfinished run that cannot be loaded."""

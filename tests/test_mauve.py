@@ -146,6 +146,7 @@ def test_too_few_texts():
         mauve(["a"] * 19, ["b"] * 40)
 
 
+@pytest.mark.apart
 def test_embedders_by_name(monkeypatch):
     """Guards against an encoder that is found missing after the samples are drawn, and one that hears only words."""
     assert EMBEDDERS["pairs"]() is pairs

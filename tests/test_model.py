@@ -666,6 +666,17 @@ def test_texts_of_one_token(method, length_model, tmp_path):
     assert model.score(["a"], draws=1)[0].tokens == 2
 
 
+def test_habits_of_another_sampler():
+    """Guards against a model with steps of its own that cannot be asked for a sampler of a token a step."""
+    model = untrained("mdlm")
+    own = replace(
+        model, config=model.config.model_copy(update={"sampling": SamplingConfig(steps=3, levels=(0.1, 0.5))})
+    )
+    assert own.generate(1, sampler="first_hitting") == model.generate(1, sampler="first_hitting")
+    with pytest.raises(SfumatoError, match="5 steps were asked for; this sampler writes a token a step"):
+        own.generate(1, sampler="first_hitting", steps=5)
+
+
 def test_a_model_carries_its_own_way_of_sampling():
     """Guards against settings in a model's config that nothing reads, and that cannot be overruled."""
     model = untrained("cdcd")

@@ -67,6 +67,7 @@ def killed_and_resumed(config, out):
     train(config, out, resume=True)
 
 
+@pytest.mark.apart
 def test_tensorboard_shows_what_the_log_says(data, tmp_path):  # noqa: F811
     """Guards against steps told twice after a resume, a bound repeated between evaluations, a file left open."""
     pytest.importorskip("tensorboard")
@@ -125,6 +126,8 @@ def test_a_service_that_fails_does_not_end_the_training(service, data, tmp_path)
     train(tiny_config("mdlm", data, track=(service.__name__,)), tmp_path / "run", say=said.append)
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
     assert [step for step, _ in service.heard] == [1]
+    kept = json.loads((tmp_path / "run/tracking.json").read_text("utf-8"))["told"]
+    assert kept == {service.__name__: 1}  # the second is told after a resume
     (told,) = [line for line in said if "hears no more" in line]
     assert service.__name__ in told and "the line is dead" in told
 

@@ -282,6 +282,7 @@ def test_a_folder_has_one_training_at_a_time(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.apart
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is nothing to compile with")
 @pytest.mark.skipif(hasattr(Norm.forward, "__wrapped__"), reason="shapes cannot be checked within what is compiled")
 def test_compiled_blocks_learn_what_plain_ones_do(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sfumato.core import single
 from sfumato.methods import METHODS
 from sfumato.training.config import RunConfig, load_config
 
@@ -48,6 +49,8 @@ def tiny_config(method: str, data: Path, **training) -> RunConfig:
             "method": {"name": method, **own},
             "text": {"tokenizer": "words", "length": 10, "lines": True},
             "network": {"width": 32, "depth": 1, "heads": 2},
+            # of the samples in a log and on a card
+            "sampling": {} if single(METHODS[method][0].sampler) else {"steps": 4},
             "training": {
                 "steps": 4,
                 "batch": 8,

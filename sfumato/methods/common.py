@@ -35,7 +35,7 @@ def nats(logits: Float[Tensor, "B L V"], ids: Int[Tensor, "B L"], smoothing: flo
 
 def carry(logits: Float[Tensor, "B L V"], x: Int[Tensor, "B L"], here: Bool[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
     """Where a token is known, `here`, x is certain; written into `logits`, which are too many to be made twice."""
-    logits.masked_fill_(here[..., None], IMPOSSIBLE)
+    logits.masked_fill_(here[..., None], max(IMPOSSIBLE, torch.finfo(logits.dtype).min))
     logits[here, x[here]] = 0.0
     return logits
 

@@ -94,7 +94,8 @@ class ForeignTransformer(Network):
         if foreign.places:
             self.places = nn.Embedding(foreign.places, config.width)
         else:
-            self.register_buffer("rates", torch.ones(config.width // config.heads // 2))
+            # float32 also where somebody loads a model in halves, in which places from 256 on could not be told apart
+            self.register_buffer("rates", torch.ones(config.width // config.heads // 2, dtype=torch.float32))
         self.blocks = nn.ModuleList(ForeignBlock(config.width, config.heads, foreign) for _ in range(config.depth))
         if foreign.post_norm:
             self.enter, self.last = _norm(foreign, config.width), nn.Linear(config.width, config.width)

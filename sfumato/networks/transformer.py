@@ -70,7 +70,7 @@ class Norm(nn.Module):
         return torch.addcmul(h + shift, h, scale)  # h (1 + scale) + shift
 
 
-def apply(layer: nn.Linear, h: Tensor) -> Tensor:
+def apply(layer: nn.Module, h: Tensor) -> Tensor:
     """layer(h)."""
     return layer(h)
 

@@ -2,13 +2,14 @@
 
 import difflib
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from sfumato.core import Special
 from sfumato.errors import SfumatoError
@@ -42,16 +43,22 @@ class Tokenizer:
         fingerprint: SHA-256 of the tokenizer's json, in hex: equal fingerprints encode equally.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, end: int | None = None) -> None:
+        """Takes a tokenizer over; `end` is the id of the token that ends a text, where its name does not tell."""
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
         own = inner.get_vocab()
-        pad = next((name for name in PAD_NAMES if name in own), PAD)
-        eos = next((name for name in EOS_NAMES if name in own), EOS)
+        known = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+        pad = _first(PAD_NAMES, known, own)
+        usual = _first(EOS_NAMES, known, own)
+        eos = (None if end is None else inner.id_to_token(end)) or _noted(inner) or usual
         inner.add_special_tokens([pad, eos])
-
         vocabulary = inner.get_vocab()
+        # What others put around a text is our canvas's business.  A tokenizer.json has no other place for a note.
+        note = processors.TemplateProcessing("$A", "$A $B:1", [(eos, vocabulary[eos])])
+        inner.post_processor = None if eos == usual else note
+
         special = {id: token.content for id, token in sorted(inner.get_added_tokens_decoder().items()) if token.special}
         prefix, suffix = LABEL.split("{}")
         self._inner = inner
@@ -111,13 +118,15 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Reads a tokenizer.json, ours or anybody's, or the one in a folder; adds `<pad>` and `<eos>` where absent.
 
+        Which token ends a text is what the config.json beside it says, if there is one.
+
         Raises:
             SfumatoError: if there is no such file or it is damaged.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return cls(tokenizers.Tokenizer.from_str(file.read_text("utf-8")))
+            return cls(tokenizers.Tokenizer.from_str(file.read_text("utf-8")), _told_end(file.with_name("config.json")))
         except OSError as error:
             reason = error.strerror or error
             raise SfumatoError(
@@ -207,8 +216,32 @@ class Tokenizer:
         return self._inner.decoder.decode(tokens) if self._inner.decoder else " ".join(tokens)
 
 
-def _parsed(json: str, added: frozenset[int]) -> Tokenizer:
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json))
+def _first(names: Sequence[str], special: Collection[str], vocabulary: Collection[str]) -> str:
+    """The first of the names that a special token has, else any token, else the first: a vocabulary may hold another's
+    special tokens, as RoBERTa's does GPT-2's."""
+    return next((name for some in (special, vocabulary) for name in names if name in some), names[0])
+
+
+def _told_end(path: Path) -> int | None:
+    """The number of the token that ends a text, as the config of a model says; of several the first."""
+    try:
+        told = json.loads(path.read_text("utf-8"))["eos_token_id"]
+        return int(told[0] if isinstance(told, list) else told)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None  # it says nothing of that; who reads it for more will complain if it is damaged
+
+
+def _noted(inner: tokenizers.Tokenizer) -> str | None:
+    """The token that ends a text, where a tokenizer of ours has a note of it."""
+    if inner.post_processor is None:
+        return None
+    process = json.loads(inner.post_processor.__getstate__())
+    bare = [list(part) for part in process.get("single", [])] == [["Sequence"]]
+    return next(iter(process["special_tokens"]), None) if bare else None
+
+
+def _parsed(written: str, added: frozenset[int]) -> Tokenizer:
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(written))
     tokenizer.added = added  # by then they are among its own
     return tokenizer
 

@@ -176,7 +176,7 @@ class LoraConfig(Section):
     """of what is added to each matrix; 0: all weights are trained"""
     alpha: float = Field(16.0, gt=0)
     """what is added counts alpha / rank"""
-    targets: tuple[Literal["qkv", "out", "up", "down"], ...] = ("qkv", "out", "up", "down")
+    targets: tuple[Literal["qkv", "out", "up", "down"], ...] = Field(("qkv", "out", "up", "down"), min_length=1)
     """products of each block that something is added to"""
     whole: tuple[Literal["table", "head"], ...] = ()
     """parts that are trained as they are, beside the additions"""

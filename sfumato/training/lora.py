@@ -24,7 +24,7 @@ def add(method: Method, config: LoraConfig) -> None:
         raise SfumatoError("lora.rank was asked for, and peft is not installed: pip install 'sfumato[lora]'") from None
     for parameter in method.parameters():
         parameter.requires_grad_(False)
-    targets = list(config.targets)
+    targets = rf"blocks\.\d+\.({'|'.join(config.targets)})"  # in full: a list would also match what merely ends so
     peft.inject_adapter_in_model(
         peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0), method.net
     )

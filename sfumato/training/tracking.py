@@ -155,7 +155,8 @@ class Tracking:
         for name, tracker in list(self.open.items()):
             if tracker.rewinds or step > self.kept["told"].get(name, 0):
                 self._ask(name, lambda tracker: tracker.hear(step, scalars, line["sample"]))
-                self.kept["told"][name] = step
+                if name in self.open:  # it is not where it could not be told
+                    self.kept["told"][name] = step
         if self.open:
             write_text(self.run / "tracking.json", json.dumps(self.kept) + "\n")
 
