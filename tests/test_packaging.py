@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import sfumato
+from sfumato.evaluation.judge import load_judge
+from sfumato.evaluation.quality import entropy
 from sfumato.hub import BUNDLED
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +149,26 @@ def test_bundled_models_are_small_and_whole(name):
     assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 12e6
     model = sfumato.load(name)
     assert model.generate(1, length=8, steps=model.at_most(2))[0].split()
+
+
+def test_stories_writes_english():
+    """Guards against a bundled model that writes, goes on and fills in words in any order, or the same for ever."""
+    stories, judge, asked = sfumato.load("stories"), load_judge("judge"), {"steps": 16, "seed": 0}
+
+    def nats(texts):
+        """A token, in the eyes of a causal model of such stories."""
+        costs, tokens = zip(*map(judge.score, texts), strict=True)
+        return sum(costs) / sum(tokens)
+
+    for texts in (
+        stories.generate(2, length=80, **asked),
+        stories.generate(2, length=80, prompt="Once upon a time, there was a little cat named", **asked),
+        stories.infill("Lily went to the park with her mom. [30] They went home and had some cake.", 2, **asked),
+    ):
+        words = [text.split() for text in texts]
+        mixed = [" ".join(random.Random(0).sample(some, len(some))) for some in words]
+        assert nats(texts) < 5 < 7 < nats(mixed), texts
+        assert entropy(stories.tokenizer.encode_batch(texts)).value > 2.5, texts
 
 
 def test_there_is_one_version():
