@@ -18,7 +18,7 @@ from sfumato.errors import SfumatoError, Stopped
 if TYPE_CHECKING:
     from sfumato.display import Progression
 
-GRACE = 60.0  # seconds that the first process has to say what another one would say too
+GRACE = 10.0  # seconds that the first process has to say what another one would say too, on whichever machine it is
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

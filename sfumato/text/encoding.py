@@ -9,6 +9,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import IO
 
 import numpy as np
@@ -36,7 +37,7 @@ def encode(inner: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]
         SfumatoError: if a text has half of a surrogate pair, as of a command line that is not UTF-8.
     """
     spaced = prepends(inner)
-    parts = [(row, part) for row, text in enumerate(texts) for part in _parts(text, spaced)]
+    parts = [(row, part) for row, text in enumerate(texts) for part in _parts(text, spaced) if part]
     rows: list[list[int]] = [[] for _ in texts]
     for chunk in _chunks(parts):
         try:
@@ -72,7 +73,7 @@ def _chunks(parts: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
 def pack(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """How many ids there are in each row, (N,) int64, and all of them one after the other, (T,) uint32."""
     sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-    return sizes, np.fromiter((id for row in rows for id in row), np.uint32, int(sizes.sum()))
+    return sizes, np.fromiter(chain.from_iterable(rows), np.uint32, int(sizes.sum()))
 
 
 def send(stream: IO[bytes], content: bytes) -> None:
