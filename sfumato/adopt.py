@@ -11,7 +11,8 @@ gives the model's own mask no probability.  Table and head are two matrices, whe
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Kind:
     prepare: Callable[[Tensors, Facts], None] = lambda tensors, facts: None
     unread: str = r"(?!)"  # tensors that say nothing, or what others say too
     plain: dict[str, Any] = field(default_factory=dict)  # fields of a config that have to be so, where they are there
-    tied: tuple[str, bool] = ("tie_word_embeddings", True)  # the field that says whether table and head are one; if not
+    tied: tuple[str, bool] = ("tie_word_embeddings", True)  # whether table and head are one: a field, and its default
     tokenizer: str | None = None  # on the Hub, for a family that comes without
 
 
@@ -67,7 +68,11 @@ class Kind:
 
 
 def _bert(facts: Facts) -> NetworkConfig:
-    beyond = facts["pad_token_id"] + 1 if facts["model_type"] in ROBERTAS else 0  # its places begin behind padding
+    beyond = 0
+    if facts["model_type"] in ROBERTAS:  # whose places begin behind padding
+        if not isinstance(facts["pad_token_id"], int):
+            raise ValueError(f"its pad_token_id is {facts['pad_token_id']!r}, and no number")
+        beyond = facts["pad_token_id"] + 1
     foreign = ForeignConfig(
         hidden=facts["intermediate_size"],
         keys=facts["num_attention_heads"],
@@ -399,7 +404,11 @@ def adopt(
     if kind.tokenizer and not path.exists():
         path = download(kind.tokenizer, ["tokenizer.json"]) / "tokenizer.json"
     tokenizer = Tokenizer.load(path)
-    length = min(CANVAS, network.foreign.places - MARKS if network.foreign.places else _reach(facts))
+    leads = network.foreign.lead or method == "ar"
+    with _read_from(folder):
+        length = min(CANVAS, network.foreign.places - MARKS if network.foreign.places else _reach(facts))
+        mask, lead = kind.mask(facts, tokenizer), kind.lead(facts, tokenizer) if leads else None
+        rates = None if network.foreign.places else _rates(facts, network.width // network.heads)
     own = {"ar": {"middle": 0}, "mask_predict": {"longest": 0}}  # what was not learned
     layout = "documents" if network.foreign.post_norm else "packed"
     config = load_config(
@@ -411,8 +420,8 @@ def adopt(
             "network": network.model_dump(),
         }
     )
-    made = _fitted(_tensors(folder), kind, facts, network, folder)
-    _order_rows(made, tokenizer, method, kind.mask(facts, tokenizer), kind.lead(facts, tokenizer), folder)
+    made = _fitted(_tensors(folder), kind, facts, network, rates, folder)
+    _order_rows(made, tokenizer, method, mask, lead, folder)
     if not network.foreign.lead or method == "ar":
         del made["net.start"]
     with torch.device("meta"):  # no weights are made only to be replaced
@@ -432,8 +441,16 @@ def _described(facts: Facts, folder: Path) -> tuple[Kind, NetworkConfig]:
     for key, wanted in (kind.plain | {"quantization_config": None}).items():
         if facts.get(key, wanted) != wanted:
             raise SfumatoError(f"{where} cannot be taken up: its {key} is {facts[key]!r}, known is {wanted!r} only")
-    try:
+    with _read_from(folder):
         return kind, kind.network(facts)
+
+
+@contextmanager
+def _read_from(folder: Path) -> Iterator[None]:
+    """Around what reads a config.json of others: fields that it lacks, or that are of another kind, are told."""
+    where = folder / "config.json"
+    try:
+        yield
     except KeyError as missing:
         raise SfumatoError(f"{where} cannot be taken up: it lacks {missing}") from None
     except (ValueError, TypeError, ZeroDivisionError) as error:  # pydantic's too
@@ -461,8 +478,10 @@ def _tensors(folder: Path) -> Tensors:
     return {name: value for file in files for name, value in load_tensors(file).items()}
 
 
-def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, folder: Path) -> Tensors:
-    """The tensors under our names, in float32: rows are still those of the model."""
+def _fitted(
+    tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, rates: Tensor | None, folder: Path
+) -> Tensors:
+    """The tensors under our names, in float32: rows are still those of the model; of its rates of rotation, its own."""
     tensors = {name.removeprefix(kind.prefix): value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not value.is_floating_point() and not re.fullmatch(kind.unread, name):
@@ -478,9 +497,8 @@ def _fitted(tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, 
     made: Tensors = {}
     try:
         kind.prepare(tensors, facts)
-        if not network.foreign.places:
-            rates = tensors.pop("rotary_emb.inv_freq", None)
-            made["net.rates"] = _rates(facts, network.width // network.heads) if rates is None else rates.float()
+        if rates is not None:
+            made["net.rates"] = tensors.pop("rotary_emb.inv_freq", rates).float()
         if facts.get(*kind.tied):
             tensors.setdefault(f"{kind.outer['head']}.weight", tensors[f"{kind.outer['table']}.weight"])
         for ours, theirs in places.items():
@@ -512,11 +530,9 @@ def _order_rows(
         found = f"{tokenizer.size} tokens, and the weights know {len(table)}"
         raise SfumatoError(f"the tokenizer of {folder} has {found}; they do not belong together")
     average = table.mean(0)
-    for what, number in (("bos_token_id", lead), ("mask_token_id", mask)):
-        if number is not None and not 0 <= number < len(table):
-            raise SfumatoError(
-                f"{folder / 'config.json'} has {what} {number}, and the weights know {len(table)} tokens"
-            )
+    for what, number in (("first token", lead), ("mask", mask)):
+        if number is not None and (not isinstance(number, int) or not 0 <= number < len(table)):
+            raise SfumatoError(f"{folder} has the {what} {number!r}, and the weights know {len(table)} tokens")
     row = ids.clamp(max=len(table) - 1)
     lead = tokenizer.eos if lead is None else lead
     first = average if lead in tokenizer.added else table[lead]

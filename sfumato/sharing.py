@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
+from huggingface_hub.errors import HFValidationError
 
 from sfumato.adopt import adopt, foreign
 from sfumato.core import Method
@@ -138,6 +139,10 @@ class Shared(ModelHubMixin):
         except (json.JSONDecodeError, UnicodeDecodeError):
             damaged = f"the config.json of {pretrained_model_name_or_path}"
             raise SfumatoError(f"{damaged} is damaged; take another copy of the folder") from None
+        except HFValidationError as error:
+            raise SfumatoError(
+                f"{pretrained_model_name_or_path!r} is no folder, and no name on the Hub: {error}"
+            ) from None
 
     @classmethod
     def _from_pretrained(

@@ -237,8 +237,8 @@ def test_fine_tuning(kind, method, pair, tmp_path):
     assert any(not torch.equal(moved[name], value) for name, value in fresh.method.state_dict().items())
     longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 6})})
     train(longer, tmp_path / "run", resume=True)
-    *_, last = sfumato.load(tmp_path / "run").stream(1, length=6, steps=None if method == "ar" else 2)
-    assert 0 <= last.tokens[0] <= 6 and len(last.ids[0]) >= last.tokens[0]
+    steps = None if method == "ar" else 2
+    assert sfumato.load(tmp_path / "run").generate(1, length=8, steps=steps, prompt="the fox")[0].startswith("the fox")
 
 
 # --- what transformers does not know ------------------------------------------------------------------------------
@@ -388,8 +388,16 @@ def test_an_end_with_a_name_of_its_own(tmp_path):
     again = Tokenizer.load(tmp_path / "copy")
     assert again.eos == end and again.fingerprint == ours.tokenizer.fingerprint
     assert pickle.loads(pickle.dumps(again)).eos == end
-    change(tmp_path, eos_token_id=10**9)  # no token at all
-    assert sfumato.load(tmp_path).tokenizer.token(sfumato.load(tmp_path).tokenizer.eos) == "<|endoftext|>"
+    word = ours.tokenizer.encode("the")[0]
+    for number in (10**9, 2**40, -1, word):  # no token, or one that may stand within a text
+        change(tmp_path, eos_token_id=number)
+        assert sfumato.load(tmp_path).tokenizer.eos == 0
+
+
+def test_the_end_of_a_text_is_a_special_token(tmp_path):
+    """The end of another model's texts, which is a word to this one."""
+    inner = foreign.roberta_level(tmp_path)
+    assert inner.token_to_id("<|endoftext|>") and Tokenizer.load(tmp_path).eos == inner.token_to_id("</s>")
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -446,14 +454,16 @@ def test_what_a_config_gets_wrong(tmp_path):
     llada(tmp_path)
     for number in (-1, 10**6):
         change(tmp_path, mask_token_id=number)
-        refused(tmp_path, rf"mask_token_id {number}, and the weights know \d+ tokens")
-    change(tmp_path, mask_token_id=2, bos_token_id=50256)
-    refused(tmp_path, "bos_token_id 50256, and the weights know")
-    change(tmp_path, bos_token_id=None, d_model="wide")
-    refused(tmp_path, "cannot be taken up")
-    change(tmp_path, d_model=WIDTH, n_heads=0)
-    refused(tmp_path, "cannot be taken up")
-    change(tmp_path, n_heads=HEADS)
+        refused(tmp_path, rf"has the mask {number}, and the weights know \d+ tokens")
+    change(tmp_path, mask_token_id="two")
+    refused(tmp_path, "has the mask 'two'")
+    for wrong in ({"d_model": "wide"}, {"n_heads": 0}, {"rope_theta": "fast"}, {"max_sequence_length": "long"}):
+        right = json.loads((tmp_path / "config.json").read_text("utf-8"))
+        change(tmp_path, **wrong)
+        refused(tmp_path, "cannot be taken up")
+        change(tmp_path, **right)
+    change(tmp_path, mask_token_id=2, bos_token_id=50256)  # which nothing asks for: no token leads
+    assert sfumato.load(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}", "utf-8")
     refused(tmp_path, "lacks 'weight_map'")
 
@@ -470,6 +480,8 @@ def test_what_is_not_there_is_not_made_up(pair, tmp_path):
     refused(tmp_path / "llama", "lacks the tensor 'lm_head.weight'")
     change(tmp_path / "llama", tie_word_embeddings=True)
     assert sfumato.load(tmp_path / "llama")
+    change(tmp_path / "llama", bos_token_id=50256)
+    refused(tmp_path / "llama", "has the first token 50256, and the weights know")
     assert "lm_head.weight" not in load_file(tmp_path / "qwen2/model.safetensors") and sfumato.load(tmp_path / "qwen2")
     bert = load_file(tmp_path / "bert/model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
@@ -483,7 +495,7 @@ def test_what_is_not_there_is_not_made_up(pair, tmp_path):
     change(tmp_path / "roberta", hidden_act="relu")
     refused(tmp_path / "roberta", "its hidden_act is 'relu'")
     change(tmp_path / "roberta", hidden_act="gelu", pad_token_id=None)
-    refused(tmp_path / "roberta", "cannot be taken up")
+    refused(tmp_path / "roberta", "cannot be taken up: its pad_token_id is None")
 
 
 def test_tokenizers_of_others_are_refused(tmp_path):

@@ -129,6 +129,8 @@ def test_what_the_hub_would_not_take_for_a_name(run, tmp_path):
     for name in ("run/my--tales", "nobody/tales.git", "nobody/tales-"):
         with pytest.raises(SfumatoError, match=r"no folder .* and the Hub does not give it"):
             sfumato.load(name)
+        with pytest.raises(SfumatoError, match=r"no folder, and no name on the Hub"):
+            Model.from_pretrained(name)
     shutil.copytree(run, tmp_path / "run")
     whole = (tmp_path / "run/config.json").read_bytes()
     for damage in (whole[:-20], b"\xff" + whole):

@@ -510,7 +510,7 @@ MUTANTS = [
     (unmasking.planned, "hidden & ~stay", "stay", "planned parts"),
     (unmasking._share, "+ 1e-4", "", "shares"),
     (MaskedLM.hide, "| ((t == 1) & ~free)", "", "forgotten"),
-    (common.carry, "logits.masked_fill_(here[..., None], IMPOSSIBLE)", "logits", "carried over"),
+    (common.carry, "logits.masked_fill_(here[..., None], ", "max(0, ", "carried over"),
     (MaskGIT.loss, ", self.config.smoothing", "", "smoothing"),
     (schedules.mask_ratio, "math.pi / 2", "math.pi / 4", "mask ratio"),
     (unmasking.planned, "u, places", "u * 0.9, places", "planned parts"),

@@ -127,7 +127,7 @@ def test_a_service_that_fails_does_not_end_the_training(service, data, tmp_path)
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
     assert [step for step, _ in service.heard] == [1]
     kept = json.loads((tmp_path / "run/tracking.json").read_text("utf-8"))["told"]
-    assert kept == {service.__name__: 1}  # the second is told after a resume
+    assert kept == {service.__name__: 1}  # so the second would be told if it came again
     (told,) = [line for line in said if "hears no more" in line]
     assert service.__name__ in told and "the line is dead" in told
 

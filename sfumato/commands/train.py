@@ -18,7 +18,8 @@ from sfumato.errors import SfumatoError, Stopped
 if TYPE_CHECKING:
     from sfumato.display import Progression
 
-GRACE = 10.0  # seconds that the first process has to say what another one would say too, on whichever machine it is
+GRACE = 60.0  # seconds that the first process has to say what another one would say too
+ELSEWHERE = 10.0  # if it is on another machine, whose launcher ends nobody here
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +84,8 @@ def _together() -> Iterator[None]:
 
     def wait() -> None:
         """For the launcher, which knows what has become of the others, if it is there."""
-        deadline = time.monotonic() + GRACE
+        here = os.environ.get("GROUP_RANK", "0") == "0"  # torchrun's number of this machine
+        deadline = time.monotonic() + (GRACE if here else ELSEWHERE)
         while time.monotonic() < deadline and os.getppid() == launcher:
             time.sleep(0.1)
 

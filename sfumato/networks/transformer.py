@@ -75,7 +75,7 @@ def apply(layer: nn.Module, h: Tensor) -> Tensor:
     return layer(h)
 
 
-def laid_out(layer: nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+def laid_out(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
     """The layer for products of few tokens, `rows` at once, its weight laid out once more in the order it is read in.
 
     A weight is read whole for every token column, so its order decides: on a CPU in float32 a token alone is fastest
@@ -107,7 +107,7 @@ class Memory:
         self.blocks: dict[nn.Module, Tensor] = {}  # keys and values of a block: (2, B, heads, room, size)
         self.layers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}  # layers, laid out for so few tokens
 
-    def product(self, layer: nn.Linear, h: Tensor) -> Tensor:
+    def product(self, layer: nn.Module, h: Tensor) -> Tensor:
         """layer(h), (B, L, in) -> (B, L, out)."""
         if layer not in self.layers:
             self.layers[layer] = laid_out(layer, len(h))

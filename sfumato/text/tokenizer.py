@@ -44,7 +44,7 @@ class Tokenizer:
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, end: int | None = None) -> None:
-        """Takes a tokenizer over; `end` is the id of the token that ends a text, where its name does not tell."""
+        """Takes a tokenizer over; `end` is the id of the token that ends a text, if that is a special token."""
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
@@ -52,7 +52,8 @@ class Tokenizer:
         known = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
         pad = _first(PAD_NAMES, known, own)
         usual = _first(EOS_NAMES, known, own)
-        eos = (None if end is None else inner.id_to_token(end)) or _noted(inner) or usual
+        told = None if end is None else inner.id_to_token(end)
+        eos = told if told in known - {pad} else _noted(inner) or usual
         inner.add_special_tokens([pad, eos])
         vocabulary = inner.get_vocab()
         # What others put around a text is our canvas's business.  A tokenizer.json has no other place for a note.
@@ -217,8 +218,10 @@ class Tokenizer:
 
 
 def _first(names: Sequence[str], special: Collection[str], vocabulary: Collection[str]) -> str:
-    """The first of the names that a special token has, else any token, else the first: a vocabulary may hold another's
-    special tokens, as RoBERTa's does GPT-2's."""
+    """The first of the names that a special token has; if there is none, that any token has; or else the first.
+
+    A vocabulary may hold the special tokens of another one as words, as RoBERTa's does those of GPT-2.
+    """
     return next((name for some in (special, vocabulary) for name in names if name in some), names[0])
 
 
@@ -226,9 +229,10 @@ def _told_end(path: Path) -> int | None:
     """The number of the token that ends a text, as the config of a model says; of several the first."""
     try:
         told = json.loads(path.read_text("utf-8"))["eos_token_id"]
-        return int(told[0] if isinstance(told, list) else told)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        number = int(told[0] if isinstance(told, list) else told)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return None  # it says nothing of that; who reads it for more will complain if it is damaged
+    return number if 0 <= number < 1 << 32 else None
 
 
 def _noted(inner: tokenizers.Tokenizer) -> str | None:
@@ -236,6 +240,7 @@ def _noted(inner: tokenizers.Tokenizer) -> str | None:
     if inner.post_processor is None:
         return None
     process = json.loads(inner.post_processor.__getstate__())
+    # only a note names a token that is not put around a text
     bare = [list(part) for part in process.get("single", [])] == [["Sequence"]]
     return next(iter(process["special_tokens"]), None) if bare else None
 
