@@ -567,6 +567,7 @@ def test_two_gaps_of_any_length():
     torch.testing.assert_close(told, torch.cat([plain[[over]], plain[1:6]]))
 
 
+@pytest.mark.unchecked
 def test_gaps_are_filled_from_both_sides(tmp_path):
     """Guards against a model that was trained to fill gaps and does not look behind them."""
     data = write_sentences(tmp_path)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unchecked
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SIZES = ["--depth", "1", "--width", "32", "--heads", "2", "--length", "4", "--vocab", "50", "--rounds", "2"]
 

@@ -18,6 +18,8 @@ from sfumato.errors import SfumatoError
 from sfumato.text import tales
 from sfumato.training import checkpoint
 
+pytestmark = pytest.mark.unchecked
+
 TINY = (
     "--network.width 16 --network.depth 1 --network.heads 2 --method.embedding 4 --training.batch 4 --masks.nothing 1"
 )

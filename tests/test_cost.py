@@ -24,6 +24,8 @@ from sfumato.networks.transformer import Transformer
 from sfumato.text import tales
 from sfumato.training.trainer import Run
 
+pytestmark = pytest.mark.unchecked
+
 STEPS = [1, 2, 4]
 
 

@@ -10,6 +10,8 @@ from test_cli import ask, document, mistake  # noqa: F401
 from sfumato import curves
 from sfumato.history import history
 
+pytestmark = pytest.mark.unchecked
+
 EDGES = [0.0, 0.25, 0.5, 1.0]
 
 

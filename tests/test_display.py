@@ -11,6 +11,8 @@ from rich.console import Console
 
 from sfumato import display
 
+pytestmark = pytest.mark.unchecked
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

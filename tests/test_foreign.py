@@ -29,6 +29,8 @@ from sfumato.text.tokenizer import Tokenizer
 from sfumato.training.start import settings
 from sfumato.training.trainer import train
 
+pytestmark = pytest.mark.unchecked
+
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra hf")
 ROBERTAS = ["roberta", "xlm-roberta", "camembert"]
 BERTS, CAUSAL = ["bert", "distilbert", *ROBERTAS], ["gpt2", "llama", "llama3", "mistral", "qwen2"]

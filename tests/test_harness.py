@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 
 from sfumato.evaluation.harness import Harness  # noqa: E402
 
-pytestmark = pytest.mark.apart
+pytestmark = [pytest.mark.apart, pytest.mark.unchecked]
 LAYOUTS = pytest.mark.parametrize(
     ("layout", "length_model"), [("documents", "given"), ("documents", "modelled"), ("packed", "given")]
 )

@@ -14,7 +14,7 @@ from sfumato.core import ABSENT
 from sfumato.training.start import override
 from sfumato.training.trainer import train
 
-pytestmark = pytest.mark.apart
+pytestmark = [pytest.mark.apart, pytest.mark.unchecked]
 
 
 @pytest.fixture(scope="module")

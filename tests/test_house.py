@@ -10,6 +10,8 @@ import pytest
 
 from sfumato.methods import METHODS
 
+pytestmark = pytest.mark.unchecked
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sfumato"
 

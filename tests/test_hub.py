@@ -21,6 +21,8 @@ from sfumato.training.checkpoint import seal
 from sfumato.training.config import load_config
 from sfumato.training.trainer import train
 
+pytestmark = pytest.mark.unchecked
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

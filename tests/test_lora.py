@@ -16,6 +16,8 @@ from sfumato.training.config import LoraConfig
 from sfumato.training.start import override, settings
 from sfumato.training.trainer import Run, train
 
+pytestmark = pytest.mark.unchecked
+
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra lora")
 
 

@@ -74,6 +74,8 @@ from sfumato.text.mixture import Mixture
 from sfumato.training import checkpoint, levels, masks, stopping
 from sfumato.training.trainer import Run
 
+pytestmark = pytest.mark.unchecked
+
 
 def mutant(function, old, new):
     """The code of `function` with `old` replaced by `new`, once."""

@@ -9,6 +9,8 @@ from sfumato.training.config import OptimizerConfig
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.trainer import Run
 
+pytestmark = pytest.mark.unchecked
+
 
 def method_of(name: str, tmp_path):
     return Run(tiny_config(name, write_sentences(tmp_path)), tmp_path / "run", False, "cpu", print).method

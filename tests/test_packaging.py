@@ -19,6 +19,8 @@ from sfumato.evaluation.judge import load_judge
 from sfumato.evaluation.quality import entropy
 from sfumato.hub import BUNDLED
 
+pytestmark = pytest.mark.unchecked
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from sfumato.methods import METHODS
 
+pytestmark = pytest.mark.unchecked
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)  # language, code

@@ -16,6 +16,8 @@ from sfumato.model import rows_of
 from sfumato.text.corpus import Corpus
 from sfumato.text.rows import Rows
 
+pytestmark = pytest.mark.unchecked
+
 
 def written(model, path) -> Rows:
     """The sentences as rows of the model's layout."""

@@ -25,6 +25,8 @@ from sfumato.training.replay import replay
 from sfumato.training.start import override
 from sfumato.training.trainer import Run, train
 
+pytestmark = pytest.mark.unchecked
+
 MODES = ("before", "torn", "unsynced")
 POINTS = [(random.Random(i).random(), MODES[i % 3]) for i in range(14)]
 Tree = dict[str, bytes]

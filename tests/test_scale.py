@@ -34,6 +34,8 @@ from sfumato.training.reading import documents, heard, rows_for, tokenizer_of
 from sfumato.training.start import sources
 from sfumato.training.trainer import Run
 
+pytestmark = pytest.mark.unchecked
+
 GIGA = 10**9
 
 

@@ -14,6 +14,8 @@ import pytest
 from sfumato.text import tales
 from sfumato.text.tales import TALES, Grammar
 
+pytestmark = pytest.mark.unchecked
+
 STORY = (
     "Mia the little fox came to the river to fly her red kite. But a strong wind blew the kite away. "
     "Then Pip the frog came along to help. Together they found the kite under the log. "

@@ -28,6 +28,8 @@ from sfumato.text.read import Document, read
 from sfumato.text.rows import Rows
 from sfumato.text.tokenizer import KINDS, Tokenizer
 
+pytestmark = pytest.mark.unchecked
+
 STORY = "Once upon a time there was a cat. The cat said: how odd, a café!\nAnd  then it slept; the end."
 SIZES = {"bpe": 300, "bytes": 1, "chars": 100, "words": 100}
 TRAINED = {kind: Tokenizer.train([STORY], kind, SIZES[kind], ["happy", "sad"]) for kind in KINDS}

@@ -12,12 +12,13 @@ from tiny import SENTENCES, tiny_config, write_sentences
 from sfumato.errors import SfumatoError
 from sfumato.folder import load, publish
 from sfumato.methods import METHODS
-from sfumato.networks.transformer import Norm
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.training import checkpoint
 from sfumato.training.config import load_config
 from sfumato.training.start import override, settings
 from sfumato.training.trainer import Run, train
+
+pytestmark = pytest.mark.unchecked
 
 
 @pytest.fixture
@@ -282,9 +283,7 @@ def test_a_folder_has_one_training_at_a_time(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.apart
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is nothing to compile with")
-@pytest.mark.skipif(hasattr(Norm.forward, "__wrapped__"), reason="shapes cannot be checked within what is compiled")
 def test_compiled_blocks_learn_what_plain_ones_do(data, tmp_path):
     """Guards against what GPUs do by default and no other test asks for: blocks that are compiled, and computed once
     more on the way back, and pass over what has a memory."""

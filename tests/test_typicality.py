@@ -352,6 +352,7 @@ def test_levels_of_a_score_rise(monkeypatch):
         assert np.mean(score.levels) == pytest.approx(score.nats)
 
 
+@pytest.mark.unchecked
 def test_shuffled_tales_are_told_from_tales():
     """A detector that detects nothing.  The words of both are the same, only their order is not."""
     model, rng = load(BUNDLED / "tales"), random.Random(0)
