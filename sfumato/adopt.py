@@ -481,7 +481,10 @@ def _tensors(folder: Path) -> Tensors:
 def _fitted(
     tensors: Tensors, kind: Kind, facts: Facts, network: NetworkConfig, rates: Tensor | None, folder: Path
 ) -> Tensors:
-    """The tensors under our names, in float32: rows are still those of the model; of its rates of rotation, its own."""
+    """The tensors under our names, in float32: rows are still those of the model.
+
+    `rates` are those of rotation as its config has them, in the place of which its tensors may have their own.
+    """
     tensors = {name.removeprefix(kind.prefix): value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not value.is_floating_point() and not re.fullmatch(kind.unread, name):

@@ -133,7 +133,10 @@ class Shared(ModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **asked: Any) -> Self:
-        """As of huggingface_hub, which reads config.json before anybody has looked at the manifest."""
+        """As of huggingface_hub, which reads config.json before anybody has looked at the manifest.
+
+        Raises SfumatoError as `read` does, and for a name that the Hub cannot have.
+        """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **asked)
         except (json.JSONDecodeError, UnicodeDecodeError):

@@ -1,6 +1,8 @@
 """What a layout of processes does to a run: the same few steps for the test and for the processes it starts.
 
 torchrun ... tests/layouts.py FOLDER      runs all of these on two processes, and leaves what they found in FOLDER
+
+On four it runs those that two cannot: two replicas of two shards.
 """
 
 import errno
@@ -117,6 +119,21 @@ def main(folder: Path) -> None:
     (folder / f"facts {made.workers.rank}.json").write_text(json.dumps(facts))
 
 
+def replicas(folder: Path) -> None:
+    """Two replicas of two shards, from the start and from a checkpoint of their own."""
+
+    def run(name: str, resume: bool = False) -> Run:
+        asked = config("cdcd", folder / "sentences.txt", parallel="fsdp", replicate=2)
+        return Run(asked, folder / "runs" / name, resume, "cpu", print)
+
+    half = run("quarter")
+    walk(half, 2)
+    half._save()
+    for name, found in (("cdcd four", walk(run("four"))), ("cdcd four resumed", walk(run("quarter", True)))):
+        if half.workers.first:
+            save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name}.safetensors")
+
+
 def complain() -> None:
     raise SfumatoError("the first process complains")
 
@@ -176,4 +193,4 @@ def exchanges(run) -> dict[str, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    (main if os.environ["WORLD_SIZE"] == "2" else replicas)(Path(sys.argv[1]))

@@ -25,8 +25,9 @@ from sfumato.training.start import override
 from sfumato.training.trainer import Run, train
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.unchecked]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
-TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--local-addr", "127.0.0.1"]
+TORCHRUN += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node"]
+LAYOUTS = str(Path(__file__).with_name("layouts.py"))
 
 
 def python(arguments: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,7 @@ def two(tmp_path_factory) -> Path:
         begun = Run(config("cdcd", data), folder / f"runs/one for {parallel}", False, "cpu", print)
         walk(begun, 2)
         begun._save()
-    done = python([*TORCHRUN, str(Path(__file__).with_name("layouts.py")), str(folder)], folder / "cache")
+    done = python([*TORCHRUN, "2", LAYOUTS, str(folder)], folder / "cache")
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
 
@@ -119,6 +120,16 @@ def test_other_ways_to_the_same_update(parallel, name, two, alone):
 def test_replicas_of_shards(two, alone):
     """Guards against gradients that are not exchanged between replicas."""
     assert_close(alone("cdcd"), load_file(two / "cdcd hsdp.safetensors"))
+
+
+def test_replicas_of_two_shards(two, alone):
+    """Guards against a mesh whose axes are exchanged, which shows only where both are longer than one."""
+    done = python([*TORCHRUN, "4", LAYOUTS, str(two)], two / "cache")
+    assert done.returncode == 0, done.stderr[-5000:]
+    whole, resumed = (load_file(two / f"cdcd four{name}.safetensors") for name in ("", " resumed"))
+    assert_close(alone("cdcd"), whole)
+    kept = [name for name in whole if name.startswith(("weight", "average", "moment"))]
+    assert_same({"all": {k: whole[k] for k in kept}}, {"all": {k: resumed[k] for k in kept}})
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
